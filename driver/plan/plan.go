@@ -1,0 +1,307 @@
+// Package plan describes kernel state as data: what is wanted, what was observed, and the
+// operations that lead from one to the other. It neither reads nor changes anything.
+package plan
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/dockway/dockway/driver/plan/nft"
+)
+
+// Object is one thing in the kernel (or, for HostPort, one socket of ours). Objects are
+// comparable structs.
+type Object interface {
+	// Key identifies the object: the kernel can hold only one with this key.
+	Key() Key
+	// Rank says when in a change the object's turn comes.
+	Rank() Rank
+	// Same reports whether the observed object of the same key needs no change.
+	Same(observed Object) bool
+	// String is one line in the words of ip(8), nft(8) or sysctl(8).
+	String() string
+}
+
+// Key is an object's kind and its name within the kind.
+type Key struct {
+	Kind Kind
+	Name string
+}
+
+func (k Key) String() string { return string(k.Kind) + " " + k.Name }
+
+// Kind is one of the handful of things that a plan can hold.
+type Kind string
+
+// The kinds.
+const (
+	KindTable    Kind = "table"
+	KindAdmit    Kind = "admit"
+	KindBridge   Kind = "bridge"
+	KindVeth     Kind = "veth"
+	KindSysctl   Kind = "sysctl"
+	KindAddress  Kind = "address"
+	KindElement  Kind = "element"
+	KindHostPort Kind = "hostport"
+)
+
+// Rank orders a change: lower ranks are added first and removed last, so that a guard stands
+// before the link comes up and outlives it, and what opens a way comes last and goes first.
+type Rank int
+
+// The ranks, in order (design, invariant 4).
+const (
+	RankGuard Rank = iota
+	RankLink
+	RankSysctl
+	RankAddress
+	RankReserve
+	RankOpen
+)
+
+// State is a set of objects.
+type State map[Key]Object
+
+// Of makes a state of objects.
+func Of(objects ...Object) State {
+	s := State{}
+	s.Add(objects...)
+	return s
+}
+
+// Add puts objects into the state.
+func (s State) Add(objects ...Object) {
+	for _, o := range objects {
+		s[o.Key()] = o
+	}
+}
+
+// Merge puts all objects of other states into s and returns it.
+func (s State) Merge(others ...State) State {
+	for _, o := range others {
+		maps.Copy(s, o)
+	}
+	return s
+}
+
+// Keys lists the state's keys, in no order.
+func (s State) Keys() []Key { return slices.Collect(maps.Keys(s)) }
+
+// Sorted lists the objects by rank, then by key.
+func (s State) Sorted() []Object {
+	return slices.SortedFunc(maps.Values(s), func(a, b Object) int {
+		return cmp.Or(cmp.Compare(a.Rank(), b.Rank()), compareKeys(a.Key(), b.Key()))
+	})
+}
+
+// String prints one object a line, sorted.
+func (s State) String() string {
+	var b strings.Builder
+	for _, o := range s.Sorted() {
+		b.WriteString(o.String())
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// Verb is what an operation does.
+type Verb string
+
+// The verbs.
+const (
+	Add     Verb = "add"
+	Replace Verb = "replace"
+	Delete  Verb = "delete"
+)
+
+// Op is one operation. Old is what Replace found.
+type Op struct {
+	Verb   Verb
+	Object Object
+	Old    Object
+}
+
+func (o Op) String() string { return string(o.Verb) + " " + o.Object.String() }
+
+// Diff lists the operations that make observed what is wanted: first what goes, openings
+// before guards, then what comes, guards before openings. What is observed but not wanted is
+// deleted, so observed must hold only what is ours.
+func Diff(observed, wanted State) []Op {
+	var gone, come []Op
+	for _, o := range observed.Sorted() {
+		if _, ok := wanted[o.Key()]; !ok {
+			gone = append(gone, Op{Verb: Delete, Object: o})
+		}
+	}
+	slices.Reverse(gone)
+	for _, w := range wanted.Sorted() {
+		switch o, ok := observed[w.Key()]; {
+		case !ok:
+			come = append(come, Op{Verb: Add, Object: w})
+		case !w.Same(o):
+			come = append(come, Op{Verb: Replace, Object: w, Old: o})
+		}
+	}
+	return append(gone, come...)
+}
+
+func compareKeys(a, b Key) int {
+	return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))
+}
+
+// Table is one nftables table of ours without its elements.
+type Table struct{ *nft.Table }
+
+// Admit is the one rule in a chain that is not ours: packets that our forward chain has marked
+// with Mark are accepted in Docker's DOCKER-USER chain, so that a FORWARD policy of DROP does
+// not undo our verdict. A host without that chain needs no rule: there it is always the same.
+type Admit struct {
+	Family string // "ip" or "ip6"
+	Mark   uint32
+}
+
+// MAC is an Ethernet address.
+type MAC [6]byte
+
+func (m MAC) String() string {
+	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
+}
+
+// Bridge is a network's switch. Up is always wanted.
+type Bridge struct {
+	Name  string
+	Alias string // the mark of ownership
+	MAC   MAC
+	MTU   int
+	Up    bool
+}
+
+// Veth is an endpoint's port: the host's end, a port of Bridge. Peer and PeerMAC are used only
+// when the pair is made: after Join the container's end has left and is not ours.
+type Veth struct {
+	Name     string
+	Alias    string // the mark of ownership
+	Bridge   string
+	MTU      int
+	Isolated bool // cannot reach other isolated ports (disable_icc)
+	Up       bool
+	Peer     string
+	PeerMAC  MAC
+}
+
+// Address is an address on a link of ours.
+type Address struct {
+	Link   string
+	Prefix netip.Prefix
+}
+
+// Sysctl is a kernel setting. It is never deleted: it goes with its link, or stays.
+type Sysctl struct {
+	Name  string // dotted or slashed path below /proc/sys, such as "net/ipv4/ip_forward"
+	Value string
+}
+
+// Element is one element of a set or map of ours; Key and Data are in nft's syntax.
+type Element struct {
+	Set  *nft.Set
+	Data string // empty for a set
+	Elem string
+}
+
+// HostPort is a port of the host that is held by a socket of ours, so that nobody else takes it,
+// and whose connections that arrive at the socket (those to a loopback address, which no DNAT
+// may touch) are relayed to Target.
+type HostPort struct {
+	Proto  string // "tcp", "udp" or "sctp"
+	Host   netip.AddrPort
+	Target netip.AddrPort
+}
+
+func (t Table) Key() Key   { return Key{KindTable, string(t.Family) + " " + t.Name} }
+func (a Admit) Key() Key   { return Key{KindAdmit, a.Family} }
+func (b Bridge) Key() Key  { return Key{KindBridge, b.Name} }
+func (v Veth) Key() Key    { return Key{KindVeth, v.Name} }
+func (a Address) Key() Key { return Key{KindAddress, a.Link + " " + a.Prefix.String()} }
+func (s Sysctl) Key() Key  { return Key{KindSysctl, s.Name} }
+func (e Element) Key() Key {
+	return Key{KindElement, fmt.Sprintf("%s %s %s", e.Set.Family, e.Set.Name, e.Elem)}
+}
+func (p HostPort) Key() Key { return Key{KindHostPort, p.Proto + " " + p.Host.String()} }
+
+func (Table) Rank() Rank    { return RankGuard }
+func (Admit) Rank() Rank    { return RankOpen }
+func (Bridge) Rank() Rank   { return RankLink }
+func (Veth) Rank() Rank     { return RankLink } // after Bridge: kinds of a rank are in alphabetical order
+func (Address) Rank() Rank  { return RankAddress }
+func (Sysctl) Rank() Rank   { return RankSysctl }
+func (HostPort) Rank() Rank { return RankReserve }
+
+func (e Element) Rank() Rank {
+	if e.Set.Guard {
+		return RankGuard
+	}
+	return RankOpen
+}
+
+// Same compares the printed rules: two tables that print the same are the same.
+func (t Table) Same(o Object) bool {
+	other, ok := o.(Table)
+	return ok && t.Table.String() == other.Table.String()
+}
+func (a Admit) Same(o Object) bool    { return a == o }
+func (b Bridge) Same(o Object) bool   { return b == o }
+func (a Address) Same(o Object) bool  { return a == o }
+func (s Sysctl) Same(o Object) bool   { return s == o }
+func (e Element) Same(o Object) bool  { return e == o }
+func (p HostPort) Same(o Object) bool { return p == o }
+
+// Same leaves out the container's end.
+func (v Veth) Same(o Object) bool {
+	other, ok := o.(Veth)
+	other.Peer, other.PeerMAC = v.Peer, v.PeerMAC
+	return ok && v == other
+}
+
+func (t Table) String() string { return "nft table " + t.Key().Name }
+func (a Admit) String() string {
+	return fmt.Sprintf("nft rule %s filter DOCKER-USER mark 0x%x accept", a.Family, a.Mark)
+}
+func (b Bridge) String() string {
+	return fmt.Sprintf("link %s type bridge address %s mtu %d%s alias %q", b.Name, b.MAC, b.MTU, flag(b.Up, "up"), b.Alias)
+}
+func (v Veth) String() string {
+	return fmt.Sprintf("link %s type veth peer %s address %s master %s mtu %d%s%s alias %q",
+		v.Name, v.Peer, v.PeerMAC, v.Bridge, v.MTU, flag(v.Isolated, "isolated"), flag(v.Up, "up"), v.Alias)
+}
+func (a Address) String() string { return fmt.Sprintf("address %s dev %s", a.Prefix, a.Link) }
+func (s Sysctl) String() string  { return fmt.Sprintf("sysctl %s=%s", s.Name, s.Value) }
+func (e Element) String() string {
+	if e.Data == "" {
+		return fmt.Sprintf("nft element %s dockway %s { %s }", e.Set.Family, e.Set.Name, e.Elem)
+	}
+	return fmt.Sprintf("nft element %s dockway %s { %s : %s }", e.Set.Family, e.Set.Name, e.Elem, e.Data)
+}
+func (p HostPort) String() string {
+	return fmt.Sprintf("socket %s %s relay to %s", p.Proto, p.Host, p.Target)
+}
+
+func flag(on bool, word string) string {
+	if on {
+		return " " + word
+	}
+	return ""
+}
+
+// PortInUseError says that a host port could not be held because somebody else has it.
+type PortInUseError struct {
+	Port   HostPort
+	Holder string // who has it, as far as this process can see
+}
+
+func (e *PortInUseError) Error() string {
+	return fmt.Sprintf("host port %s/%s is in use by %s", e.Port.Host, e.Port.Proto, e.Holder)
+}
