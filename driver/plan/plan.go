@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -133,6 +134,9 @@ func (o Op) String() string { return string(o.Verb) + " " + o.Object.String() }
 func Diff(observed, wanted State) []Op {
 	var gone, come []Op
 	for _, o := range observed.Sorted() {
+		if o.Key().Kind == KindSysctl {
+			continue // shared with everybody on the host: what it was before is not ours to know
+		}
 		if _, ok := wanted[o.Key()]; !ok {
 			gone = append(gone, Op{Verb: Delete, Object: o})
 		}
@@ -169,6 +173,19 @@ type MAC [6]byte
 
 func (m MAC) String() string {
 	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
+}
+
+// MarshalText and UnmarshalText are the address with colons.
+func (m MAC) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
+
+// UnmarshalText reads an address with colons or dashes.
+func (m *MAC) UnmarshalText(text []byte) error {
+	hw, err := net.ParseMAC(string(text))
+	if err != nil || len(hw) != len(m) {
+		return fmt.Errorf("%q is not an Ethernet address", text)
+	}
+	copy(m[:], hw)
+	return nil
 }
 
 // Bridge is a network's switch. Up is always wanted.
@@ -304,4 +321,11 @@ type PortInUseError struct {
 
 func (e *PortInUseError) Error() string {
 	return fmt.Sprintf("host port %s/%s is in use by %s", e.Port.Host, e.Port.Proto, e.Holder)
+}
+
+// Route is a route of the host, as observed.
+type Route struct {
+	Prefix netip.Prefix
+	Link   string
+	OnLink bool // the prefix is on the link itself, not behind a router
 }

@@ -1,0 +1,477 @@
+// Package driver is the network service: it records what networks and endpoints are wanted, then
+// converges the kernel to the record. It does not speak to the engine, the kernel or the disk
+// itself: it declares what it needs of them.
+package driver
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/dockway/dockway/driver/mode"
+	"github.com/dockway/dockway/driver/plan"
+)
+
+// Kernel observes and changes what the host holds with dockway's mark.
+type Kernel interface {
+	// Observe gives those of the keys' objects that exist. Its cost does not depend on how much
+	// else there is.
+	Observe(ctx context.Context, keys []plan.Key) (plan.State, error)
+	// ObserveAll gives everything that bears dockway's mark, and the keys in also.
+	ObserveAll(ctx context.Context, also []plan.Key) (plan.State, error)
+	// Do carries out operations in order and stops at the first that fails. Each is idempotent.
+	Do(ctx context.Context, ops []plan.Op) error
+	// Watch ticks when something of dockway's, or something that it depends on, has changed.
+	Watch(ctx context.Context) (<-chan struct{}, error)
+	// Routes lists the host's routes but for default routes.
+	Routes(ctx context.Context) ([]plan.Route, error)
+	// Uplinks lists the links that carry a default route.
+	Uplinks(ctx context.Context) ([]string, error)
+	// Warnings tells, for people, what on this host can keep networks from working.
+	Warnings() []string
+}
+
+// Store keeps values by bucket and key over restarts. A nil value deletes. Apply is atomic and
+// durable when it returns.
+type Store interface {
+	Put(values map[Record][]byte) error
+	Load(bucket string, each func(key string, value []byte) error) error
+}
+
+// Record names one value in the store.
+type Record struct{ Bucket, Key string }
+
+const (
+	networkBucket  = "networks"
+	endpointBucket = "endpoints"
+)
+
+// Service is the network driver. Its methods may be called side by side; calls on one network
+// take turns.
+type Service struct {
+	kernel Kernel
+	store  Store
+	log    *logrus.Entry
+
+	// all is held for reading by every call and for writing by a repair, which needs the record
+	// to stand still.
+	all sync.RWMutex
+
+	index    sync.Mutex // guards what follows, and the endpoints of every network
+	networks map[string]*network
+	ports    map[plan.Key]holder // host ports by who publishes them
+	problem  error               // why the kernel is not what the record wants
+	repairs  uint64
+}
+
+// network is a network in memory: what the store holds of it.
+type network struct {
+	mu        sync.Mutex
+	record    mode.Network
+	endpoints map[string]mode.Endpoint
+	stored    bool // the record is on disk
+	gone      bool // deleted while a call waited for mu
+}
+
+// errUnknown is the engine naming something that is not on record.
+var errUnknown = errors.New("not known to dockway")
+
+// New loads the record. The kernel is not touched before Run or the first call.
+func New(kernel Kernel, store Store, log *logrus.Entry) (*Service, error) {
+	s := &Service{kernel: kernel, store: store, log: log, networks: map[string]*network{}, ports: map[plan.Key]holder{}, problem: errors.New("not yet compared with the kernel")}
+	err := store.Load(networkBucket, func(id string, value []byte) error {
+		n := &network{endpoints: map[string]mode.Endpoint{}, stored: true}
+		if err := json.Unmarshal(value, &n.record); err != nil {
+			return fmt.Errorf("network %s on record: %w", id, err)
+		}
+		s.networks[id] = n
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = store.Load(endpointBucket, func(key string, value []byte) error {
+		var e mode.Endpoint
+		if err := json.Unmarshal(value, &e); err != nil {
+			return fmt.Errorf("endpoint %s on record: %w", key, err)
+		}
+		if n, ok := s.networks[e.NetworkID]; ok {
+			n.put(s, e)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// CreateNetwork makes a network. The same request again is granted.
+func (s *Service) CreateNetwork(ctx context.Context, req NetworkRequest) error {
+	record, err := s.newNetwork(req)
+	if err != nil {
+		return fmt.Errorf("create network %s: %w", brief(req.ID), err)
+	}
+	s.all.RLock()
+	defer s.all.RUnlock()
+
+	routes, err := s.kernel.Routes(ctx)
+	if err != nil {
+		return fmt.Errorf("create network %s: read the host's routes: %w", brief(req.ID), err)
+	}
+	n := &network{record: record, endpoints: map[string]mode.Endpoint{}}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if exists, err := s.reserve(n, routes); exists || err != nil {
+		return err
+	}
+	if err := s.change(ctx, n, nil, mode.Plan(record, nil), map[Record][]byte{{networkBucket, record.ID}: encode(record)}); err != nil {
+		s.forget(n)
+		return fmt.Errorf("create network %s: %w", brief(req.ID), err)
+	}
+	n.stored = true
+	s.log.WithField("network", brief(req.ID)).Infof("network created: mode %s, subnets %s", record.Options.Mode, pools(record))
+	return nil
+}
+
+// DeleteNetwork removes a network and what is left on it. An unknown one is gone already.
+func (s *Service) DeleteNetwork(ctx context.Context, id string) error {
+	s.all.RLock()
+	defer s.all.RUnlock()
+	n, err := s.lock(id)
+	if errors.Is(err, errUnknown) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("delete network %s: %w", brief(id), err)
+	}
+	defer n.mu.Unlock()
+
+	changes := map[Record][]byte{{networkBucket, id}: nil}
+	for _, e := range n.endpoints {
+		changes[endpointRecord(e)] = nil
+	}
+	if err := s.change(ctx, n, mode.Plan(n.record, n.list()), nil, changes); err != nil {
+		return fmt.Errorf("delete network %s: %w", brief(id), err)
+	}
+	s.forget(n)
+	s.log.WithField("network", brief(id)).Info("network deleted")
+	return nil
+}
+
+// CreateEndpoint records an endpoint. The same request again is granted.
+func (s *Service) CreateEndpoint(ctx context.Context, req EndpointRequest) (EndpointReply, error) {
+	s.all.RLock()
+	defer s.all.RUnlock()
+	n, err := s.lock(req.NetworkID)
+	if err != nil {
+		return EndpointReply{}, fmt.Errorf("create endpoint %s: %w", brief(req.ID), err)
+	}
+	defer n.mu.Unlock()
+
+	e, err := n.newEndpoint(req)
+	if err != nil {
+		return EndpointReply{}, fmt.Errorf("create endpoint %s on network %s: %w", brief(req.ID), n.name(), err)
+	}
+	if err := s.replace(ctx, n, e); err != nil {
+		return EndpointReply{}, fmt.Errorf("create endpoint %s on network %s: %w", brief(req.ID), n.name(), err)
+	}
+	if req.MAC != (plan.MAC{}) {
+		return EndpointReply{}, nil
+	}
+	return EndpointReply{MAC: e.MAC}, nil
+}
+
+// DeleteEndpoint removes an endpoint with its link and ports. An unknown one is gone already.
+func (s *Service) DeleteEndpoint(ctx context.Context, networkID, id string) error {
+	return s.drop(ctx, "delete endpoint", networkID, id, func(mode.Endpoint) (mode.Endpoint, bool) {
+		return mode.Endpoint{}, false
+	})
+}
+
+// Join makes the endpoint's links and names the one that the engine moves into the container.
+func (s *Service) Join(ctx context.Context, networkID, id string) (JoinReply, error) {
+	s.all.RLock()
+	defer s.all.RUnlock()
+	n, e, err := s.endpoint(networkID, id)
+	if err != nil {
+		return JoinReply{}, fmt.Errorf("join endpoint %s: %w", brief(id), err)
+	}
+	defer n.mu.Unlock()
+
+	e.Joined = true
+	if err := s.replace(ctx, n, e); err != nil {
+		return JoinReply{}, fmt.Errorf("join endpoint %s to network %s: %w", brief(id), n.name(), err)
+	}
+	reply := JoinReply{SrcName: e.Peer(), DstPrefix: n.record.Options.IfacePrefix}
+	if !n.record.Internal { // an internal network leads nowhere
+		reply.Gateway = gateway(n.record.IPv4, e.Address)
+		reply.Gateway6 = gateway(n.record.IPv6, e.Address6)
+	}
+	return reply, nil
+}
+
+// Leave removes the endpoint's links and ports. An unknown endpoint has left already.
+func (s *Service) Leave(ctx context.Context, networkID, id string) error {
+	return s.drop(ctx, "leave endpoint", networkID, id, func(e mode.Endpoint) (mode.Endpoint, bool) {
+		e.Joined, e.Bindings = false, nil
+		return e, true
+	})
+}
+
+// drop changes an endpoint to less than it was; what is not there needs no change.
+func (s *Service) drop(ctx context.Context, what, networkID, id string, less func(mode.Endpoint) (mode.Endpoint, bool)) error {
+	s.all.RLock()
+	defer s.all.RUnlock()
+	n, e, err := s.endpoint(networkID, id)
+	if errors.Is(err, errUnknown) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("%s %s: %w", what, brief(id), err)
+	}
+	defer n.mu.Unlock()
+	after, keep := less(e)
+	if keep {
+		err = s.replace(ctx, n, after)
+	} else {
+		err = s.change(ctx, n, mode.PlanEndpoint(n.record, e), nil, map[Record][]byte{endpointRecord(e): nil})
+		if err == nil {
+			n.remove(s, e)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("%s %s of network %s: %w", what, brief(id), n.name(), err)
+	}
+	return nil
+}
+
+// replace changes an endpoint's record and converges the kernel to it. On failure both are as
+// they were.
+func (s *Service) replace(ctx context.Context, n *network, e mode.Endpoint) error {
+	before := plan.State{}
+	if old, ok := n.endpoints[e.ID]; ok {
+		before = mode.PlanEndpoint(n.record, old)
+	}
+	if err := s.change(ctx, n, before, mode.PlanEndpoint(n.record, e), map[Record][]byte{endpointRecord(e): encode(e)}); err != nil {
+		return err
+	}
+	n.put(s, e)
+	return nil
+}
+
+// change is the one way in which anything changes: record, converge, and when that fails record
+// and converge back. The caller holds n.mu and updates the memory of n when change returns nil.
+func (s *Service) change(ctx context.Context, n *network, before, after plan.State, values map[Record][]byte) error {
+	undo := n.values(slices.Collect(maps.Keys(values)))
+	if err := s.store.Put(values); err != nil {
+		return err
+	}
+	err := s.converge(ctx, before, after)
+	var inUse *plan.PortInUseError
+	if err != nil && !errors.As(err, &inUse) && ctx.Err() == nil && s.stand(ctx, n, after) == nil {
+		err = s.converge(ctx, before, after)
+	}
+	if err == nil {
+		return nil
+	}
+	// The caller's context may be what failed: the way back must not depend on it.
+	ctx = context.WithoutCancel(ctx)
+	if undoErr := s.store.Put(undo); undoErr != nil {
+		err = errors.Join(err, fmt.Errorf("take the record back: %w", undoErr))
+	}
+	if undoErr := s.converge(ctx, after, before); undoErr != nil {
+		s.outOfSync(undoErr) // the next repair ends it
+		s.log.WithError(undoErr).Warn("a failed change could not be taken back at once")
+	}
+	return err
+}
+
+// converge makes the kernel hold what is in wanted of the keys in either state.
+func (s *Service) converge(ctx context.Context, before, wanted plan.State) error {
+	keys := plan.State{}.Merge(before, wanted).Keys()
+	if len(keys) == 0 {
+		return nil
+	}
+	observed, err := s.kernel.Observe(ctx, keys)
+	if err != nil {
+		return err
+	}
+	return s.kernel.Do(ctx, plan.Diff(observed, wanted))
+}
+
+// stand puts back what everything on the network stands on, in case somebody took it away just
+// now and the repair has not come yet.
+func (s *Service) stand(ctx context.Context, n *network, wanted plan.State) error {
+	uplinks, err := s.kernel.Uplinks(ctx)
+	if err != nil {
+		return err
+	}
+	base := mode.Host(uplinks)
+	if len(wanted) > 0 {
+		base.Merge(mode.Plan(n.record, nil))
+	}
+	return s.converge(ctx, nil, base)
+}
+
+// reserve enters a new network into the index, unless its subnets cannot be had. It reports
+// whether just this network exists already.
+func (s *Service) reserve(n *network, routes []plan.Route) (exists bool, err error) {
+	s.index.Lock()
+	defer s.index.Unlock()
+	if old, ok := s.networks[n.record.ID]; ok {
+		if same(old.record, n.record) {
+			return true, nil
+		}
+		return false, fmt.Errorf("create network %s: it exists with other settings: delete it first", brief(n.record.ID))
+	}
+	for _, subnet := range n.record.Subnets() {
+		for _, other := range s.networks {
+			for _, taken := range other.record.Subnets() {
+				if taken.Pool.Overlaps(subnet.Pool) {
+					return false, fmt.Errorf("create network %s: subnet %s overlaps %s of network %s: choose another with --subnet", brief(n.record.ID), subnet.Pool, taken.Pool, other.name())
+				}
+			}
+		}
+		for _, r := range routes {
+			// A wider route to a router gives way to the network's own; one on a link, or inside
+			// the subnet, would be cut off.
+			if r.Prefix.Overlaps(subnet.Pool) && (r.OnLink || r.Prefix.Bits() >= subnet.Pool.Bits()) && !strings.HasPrefix(r.Link, "dwb") {
+				return false, fmt.Errorf("create network %s: subnet %s overlaps the host's route to %s on %s: choose another with --subnet", brief(n.record.ID), subnet.Pool, r.Prefix, r.Link)
+			}
+		}
+	}
+	s.networks[n.record.ID] = n
+	return false, nil
+}
+
+func (s *Service) forget(n *network) {
+	for _, e := range n.list() {
+		n.remove(s, e)
+	}
+	s.index.Lock()
+	defer s.index.Unlock()
+	n.gone = true
+	delete(s.networks, n.record.ID)
+}
+
+// lock finds a network and takes its lock.
+func (s *Service) lock(id string) (*network, error) {
+	s.index.Lock()
+	n, ok := s.networks[id]
+	s.index.Unlock()
+	if ok {
+		n.mu.Lock()
+		if !n.gone {
+			return n, nil
+		}
+		n.mu.Unlock()
+	}
+	return nil, fmt.Errorf("network %s is %w: it may have been made by another plugin of that name, or its record is lost; create it again", brief(id), errUnknown)
+}
+
+// endpoint finds an endpoint and takes its network's lock.
+func (s *Service) endpoint(networkID, id string) (*network, mode.Endpoint, error) {
+	n, err := s.lock(networkID)
+	if err != nil {
+		return nil, mode.Endpoint{}, err
+	}
+	if e, ok := n.endpoints[id]; ok {
+		return n, e, nil
+	}
+	defer n.mu.Unlock()
+	return nil, mode.Endpoint{}, fmt.Errorf("endpoint %s of network %s is %w", brief(id), n.name(), errUnknown)
+}
+
+// put and remove change an endpoint in memory. The index lock lets the command line read while a
+// call holds the network's.
+func (n *network) put(s *Service, e mode.Endpoint) {
+	s.index.Lock()
+	defer s.index.Unlock()
+	for _, b := range n.endpoints[e.ID].Bindings {
+		delete(s.ports, hostPort(b))
+	}
+	for _, b := range e.Bindings {
+		s.ports[hostPort(b)] = holder{n, e.ID, b}
+	}
+	n.endpoints[e.ID] = e
+}
+
+func (n *network) remove(s *Service, e mode.Endpoint) {
+	s.index.Lock()
+	defer s.index.Unlock()
+	for _, b := range n.endpoints[e.ID].Bindings {
+		delete(s.ports, hostPort(b))
+	}
+	delete(n.endpoints, e.ID)
+}
+
+// values are what the memory of n holds for records: nil for what is not there.
+func (n *network) values(records []Record) map[Record][]byte {
+	out := map[Record][]byte{}
+	for _, r := range records {
+		out[r] = nil
+		switch {
+		case r.Bucket == networkBucket && n.stored:
+			out[r] = encode(n.record)
+		case r.Bucket == endpointBucket:
+			_, id, _ := strings.Cut(r.Key, "/")
+			if e, ok := n.endpoints[id]; ok {
+				out[r] = encode(e)
+			}
+		}
+	}
+	return out
+}
+
+func (n *network) list() []mode.Endpoint { return slices.Collect(maps.Values(n.endpoints)) }
+
+func (n *network) name() string {
+	if n.record.Options.Name != "" {
+		return n.record.Options.Name
+	}
+	return brief(n.record.ID)
+}
+
+func endpointRecord(e mode.Endpoint) Record { return Record{endpointBucket, e.NetworkID + "/" + e.ID} }
+
+// encode writes a record. The records are plain data, which JSON always has a form for.
+func encode(record any) []byte {
+	value, err := json.Marshal(record)
+	if err != nil {
+		panic(fmt.Sprintf("record %T: %v", record, err))
+	}
+	return value
+}
+
+func pools(n mode.Network) string {
+	var out []string
+	for _, s := range n.Subnets() {
+		out = append(out, s.Pool.String())
+	}
+	return strings.Join(out, ", ")
+}
+
+// gateway is the gateway of the subnet that has the address.
+func gateway(subnets []mode.Subnet, address netip.Prefix) netip.Addr {
+	for _, s := range subnets {
+		if address.IsValid() && s.Pool.Contains(address.Addr()) {
+			return s.Gateway
+		}
+	}
+	return netip.Addr{}
+}
+
+// brief is an ID as the engine shows it.
+func brief(id string) string {
+	if len(id) > 12 {
+		return id[:12]
+	}
+	return id
+}

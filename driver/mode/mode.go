@@ -1,0 +1,52 @@
+package mode
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/dockway/dockway/driver/plan"
+)
+
+// maxEndpoints is the most endpoints that a network has on one host: a Linux bridge has at most
+// 1023 ports (BR_MAX_PORTS), and a few are kept for repairs that overlap with removals.
+const maxEndpoints = 1000
+
+// Validate reports what in a network's record its mode cannot do.
+func Validate(n Network) error {
+	if len(n.Subnets()) == 0 {
+		return fmt.Errorf("network %s has neither an IPv4 nor an IPv6 subnet", n.ID)
+	}
+	if len(n.IPv6) > 0 && n.Options.MTU < minMTU6 {
+		return fmt.Errorf("option mtu=%d: IPv6 needs at least %d (RFC 8200)", n.Options.MTU, minMTU6)
+	}
+	return nil
+}
+
+// Full reports whether the network can take no more endpoints on this host.
+func Full(endpoints int) bool { return endpoints >= maxEndpoints }
+
+// Plan is the whole wanted state of one network: of the network itself and of each endpoint.
+func Plan(n Network, endpoints []Endpoint) plan.State {
+	s := natNetwork(n)
+	for _, e := range endpoints {
+		s.Merge(natEndpoint(n, e))
+	}
+	return s
+}
+
+// PlanEndpoint is an endpoint's part of Plan.
+func PlanEndpoint(n Network, e Endpoint) plan.State { return natEndpoint(n, e) }
+
+// Host is what every network needs of the host, given the links that carry its default routes.
+func Host(uplinks []string) plan.State {
+	s := plan.Of(
+		plan.Table{Table: InetTable()},
+		plan.Table{Table: BridgeTable()},
+		plan.Admit{Family: "ip", Mark: admitted},
+		plan.Admit{Family: "ip6", Mark: admitted},
+	)
+	for _, u := range slices.Sorted(slices.Values(uplinks)) {
+		s.Add(plan.Element{Set: uplinkSet, Elem: u})
+	}
+	return s
+}

@@ -1,0 +1,326 @@
+package mode
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/dockway/dockway/driver/plan"
+)
+
+// Name is the name of a mode.
+type Name string
+
+// The modes, by HNS's names.
+const (
+	NAT         Name = "nat"
+	Transparent Name = "transparent"
+	Overlay     Name = "overlay"
+	L2Bridge    Name = "l2bridge"
+	L2Tunnel    Name = "l2tunnel"
+)
+
+// Options are a network's options, parsed.
+type Options struct {
+	Mode        Name       `json:"mode"`
+	Name        string     `json:"name,omitempty"`         // network_name
+	MTU         int        `json:"mtu"`                    // bytes, without the Ethernet header
+	DisableICC  bool       `json:"disable_icc,omitempty"`  // endpoints of the network cannot reach each other
+	MACPool     []MACRange `json:"mac_pool,omitempty"`     // empty: locally administered addresses
+	IfacePrefix string     `json:"iface_prefix,omitempty"` // of the link in the container; the engine adds a number
+}
+
+// MACRange is a range of Ethernet addresses, both ends included (HNS: MacPool.Ranges).
+type MACRange struct {
+	Start plan.MAC `json:"start"`
+	End   plan.MAC `json:"end"`
+}
+
+// option is one -o option: where it is defined, it is documented.
+type option struct {
+	name    string
+	aliases []string // accepted for the same thing
+	modes   []Name   // where it applies
+	value   string   // what it takes, for people
+	doc     string
+	set     func(*Options, string) error
+}
+
+const (
+	windows = "com.docker.network.windowsshim."
+	engine  = "com.docker.network."
+)
+
+// The size of an IPv4 datagram that every host must accept (RFC 791), and of an IPv6 link (RFC 8200).
+const (
+	minMTU  = 68
+	minMTU6 = 1280
+	maxMTU  = 65535
+)
+
+var linkName = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_.-]{0,11}$`)
+
+// options lists every option of every mode. An option without set is known, so that it is
+// refused with a reason rather than as a misspelling.
+var options = []option{
+	{name: "mode", modes: []Name{NAT}, value: "`nat`", doc: "How the network reaches the outside.", set: func(o *Options, v string) error {
+		switch Name(v) {
+		case NAT:
+			o.Mode = NAT
+			return nil
+		case Transparent, Overlay, L2Bridge, L2Tunnel:
+			return errors.New("this version has only mode nat")
+		}
+		return errors.New("not a mode: use nat")
+	}},
+	{name: "mtu", aliases: []string{engine + "driver.mtu"}, modes: []Name{NAT}, value: "68 to 65535, from 1280 with IPv6", doc: "Largest packet in bytes, on the bridge and in the containers. 1500 unless given.", set: func(o *Options, v string) error {
+		n, err := strconv.Atoi(v)
+		if err != nil || n < minMTU || n > maxMTU {
+			return fmt.Errorf("not a number of bytes from %d to %d", minMTU, maxMTU)
+		}
+		o.MTU = n
+		return nil
+	}},
+	{name: "disable_icc", aliases: []string{windows + "disableicc"}, modes: []Name{NAT}, value: "`true` or `false`", doc: "Containers of the network cannot reach each other, except through published ports.", set: func(o *Options, v string) (err error) {
+		o.DisableICC, err = parseBool(v)
+		return err
+	}},
+	{name: "mac_pool", aliases: []string{windows + "macpool"}, modes: []Name{NAT}, value: "`start,end[,start,end…]`", doc: "Ranges that containers' Ethernet addresses are taken from. Locally administered addresses unless given.", set: func(o *Options, v string) (err error) {
+		o.MACPool, err = parseMACPool(v)
+		return err
+	}},
+	{name: "network_name", aliases: []string{windows + "networkname"}, modes: []Name{NAT}, value: "text", doc: "A name to show in `dockway networks`; the engine does not tell drivers its own.", set: func(o *Options, v string) error {
+		if v == "" || len(v) > 128 || strings.ContainsFunc(v, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+			return errors.New("a name has 1 to 128 printable characters")
+		}
+		o.Name = v
+		return nil
+	}},
+	{name: "iface_prefix", aliases: []string{engine + "container_iface_prefix"}, modes: []Name{NAT}, value: "up to 12 letters and digits", doc: "What the container's link is called before its number. `eth` unless given.", set: func(o *Options, v string) error {
+		if !linkName.MatchString(v) {
+			return errors.New("a link's name begins with a letter and has up to 12 letters, digits, '_', '-' or '.'")
+		}
+		o.IfacePrefix = v
+		return nil
+	}},
+	{name: "dns_servers", aliases: []string{windows + "dnsservers"}},
+	{name: "dns_suffix", aliases: []string{windows + "dnssuffix"}},
+	{name: "interface", aliases: []string{windows + "interface"}},
+	{name: "vlan", aliases: []string{windows + "vlanid"}},
+	{name: "vsid", aliases: []string{windows + "vsid"}},
+	{name: "outbound_nat", aliases: []string{windows + "enable_outboundnat"}},
+	{name: "outbound_nat_exceptions", aliases: []string{windows + "outboundnat_exceptions"}},
+	{name: "backend"},
+	// What engines leave among a driver's options though it is theirs.
+	{name: engine + "enable_ipv4", set: func(*Options, string) error { return nil }},
+	{name: engine + "enable_ipv6", set: func(*Options, string) error { return nil }},
+	{name: engine + "advertise_addr_nmsgs", set: func(*Options, string) error { return nil }},
+	{name: engine + "advertise_addr_ms", set: func(*Options, string) error { return nil }},
+}
+
+// refused says why a known option cannot be had.
+var refused = map[string]string{
+	"dns_servers":             "the engine writes a container's resolv.conf, not its network driver: use docker run --dns",
+	"dns_suffix":              "the engine writes a container's resolv.conf, not its network driver: use docker run --dns-search",
+	"interface":               "a nat network has no uplink of its own: it leaves by the host's routes",
+	"vlan":                    "a nat network is not on the wire, so it has no VLAN",
+	"vsid":                    "only overlay networks have a VXLAN identifier",
+	"outbound_nat":            "a nat network always translates what leaves it",
+	"outbound_nat_exceptions": "a nat network always translates what leaves it",
+	"backend":                 "only transparent networks have a choice of backend",
+}
+
+// ParseOptions reads a network's -o options. The error names the option and says what to do.
+func ParseOptions(given map[string]string) (Options, error) {
+	o := Options{Mode: NAT, MTU: 1500, IfacePrefix: "eth"}
+	seen := map[string]string{}
+	for _, key := range slices.Sorted(maps.Keys(given)) {
+		opt, ok := findOption(key)
+		if !ok {
+			return Options{}, fmt.Errorf("option %q is not known: did you mean %q?", key, nearest(key))
+		}
+		if opt.set == nil {
+			return Options{}, fmt.Errorf("option %q cannot be used with mode nat: %s", key, refused[opt.name])
+		}
+		if other, twice := seen[opt.name]; twice && given[other] != given[key] {
+			return Options{}, fmt.Errorf("options %q and %q are the same thing with different values: give one", other, key)
+		}
+		seen[opt.name] = key
+		if err := opt.set(&o, given[key]); err != nil {
+			return Options{}, fmt.Errorf("option %s=%q: %w", key, given[key], err)
+		}
+	}
+	return o, nil
+}
+
+// ParseEndpointOptions reads an endpoint's options (docker run --network name=…,driver-opt=K=V).
+func ParseEndpointOptions(given map[string]string) error {
+	for _, key := range slices.Sorted(maps.Keys(given)) {
+		return fmt.Errorf("endpoint option %q is not known: this version has none", key)
+	}
+	return nil
+}
+
+// OptionsTable prints the options of a mode as a Markdown table, for its page in docs.
+func OptionsTable(mode Name) string {
+	var b strings.Builder
+	b.WriteString("| option | also accepted as | value | meaning |\n| --- | --- | --- | --- |\n")
+	for _, o := range options {
+		if !slices.Contains(o.modes, mode) {
+			continue
+		}
+		aliases := make([]string, len(o.aliases))
+		for i, a := range o.aliases {
+			aliases[i] = "`" + a + "`"
+		}
+		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", o.name, strings.Join(aliases, ", "), o.value, o.doc)
+	}
+	return b.String()
+}
+
+func findOption(key string) (option, bool) {
+	for _, o := range options {
+		if o.name == key || slices.Contains(o.aliases, key) {
+			return o, true
+		}
+	}
+	return option{}, false
+}
+
+// nearest is the valid option whose spelling is closest to key.
+func nearest(key string) string {
+	best, least := "", 1<<30
+	for _, o := range options {
+		if o.set == nil {
+			continue
+		}
+		for _, name := range append([]string{o.name}, o.aliases...) {
+			if d := distance(strings.ToLower(key), name); d < least {
+				best, least = name, d
+			}
+		}
+	}
+	return best
+}
+
+// distance is the Levenshtein distance of a and b.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := diagonal
+			if a[i] != b[j] {
+				change++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
+
+func parseBool(v string) (bool, error) {
+	b, err := strconv.ParseBool(v)
+	if err != nil {
+		return false, errors.New("use true or false")
+	}
+	return b, nil
+}
+
+func parseMACPool(v string) ([]MACRange, error) {
+	parts := strings.Split(v, ",")
+	if len(parts)%2 != 0 {
+		return nil, errors.New("give pairs of start,end")
+	}
+	var pool []MACRange
+	for i := 0; i < len(parts); i += 2 {
+		start, err := ParseMAC(strings.TrimSpace(parts[i]))
+		if err != nil {
+			return nil, err
+		}
+		end, err := ParseMAC(strings.TrimSpace(parts[i+1]))
+		if err != nil {
+			return nil, err
+		}
+		if macNumber(end) < macNumber(start) {
+			return nil, fmt.Errorf("range %s to %s ends before it begins", start, end)
+		}
+		pool = append(pool, MACRange{start, end})
+	}
+	return pool, nil
+}
+
+// ParseMAC reads a unicast Ethernet address, with colons or dashes.
+func ParseMAC(s string) (plan.MAC, error) {
+	hw, err := net.ParseMAC(s)
+	if err != nil || len(hw) != 6 {
+		return plan.MAC{}, fmt.Errorf("%q is not an Ethernet address such as 02:42:ac:11:00:02", s)
+	}
+	m := plan.MAC(hw)
+	if m[0]&1 != 0 {
+		return plan.MAC{}, fmt.Errorf("%s is a multicast address, a container needs a unicast one (even first byte)", m)
+	}
+	return m, nil
+}
+
+// ChooseMAC gives an endpoint an Ethernet address: from the pool, or a locally administered one.
+// It is the same for the same endpoint unless taken says that somebody has it. The error says
+// that the pool is used up.
+func (o Options) ChooseMAC(id string, taken func(plan.MAC) bool) (plan.MAC, error) {
+	seed := sha256.Sum256([]byte("mac " + id))
+	number := binary.BigEndian.Uint64(seed[:8])
+	if len(o.MACPool) == 0 {
+		for ; ; number++ {
+			m := macOf(number)
+			m[0] = m[0]&^1 | 2 // unicast, locally administered (IEEE 802, section 8.4)
+			if !taken(m) {
+				return m, nil
+			}
+		}
+	}
+	var size uint64
+	for _, r := range o.MACPool {
+		size += macNumber(r.End) - macNumber(r.Start) + 1
+	}
+	for i := range size {
+		at := (number%size + i) % size
+		for _, r := range o.MACPool {
+			n := macNumber(r.End) - macNumber(r.Start) + 1
+			if at >= n {
+				at -= n
+				continue
+			}
+			if m := macOf(macNumber(r.Start) + at); m[0]&1 == 0 && !taken(m) {
+				return m, nil
+			}
+			break
+		}
+		if i > maxEndpoints { // more addresses tried than endpoints can hold
+			break
+		}
+	}
+	return plan.MAC{}, errors.New("every Ethernet address of mac_pool is taken: enlarge the pool")
+}
+
+func macNumber(m plan.MAC) uint64 {
+	return binary.BigEndian.Uint64(append([]byte{0, 0}, m[:]...))
+}
+
+func macOf(n uint64) (m plan.MAC) {
+	var b [8]byte
+	binary.BigEndian.PutUint64(b[:], n)
+	copy(m[:], b[2:])
+	return m
+}

@@ -1,0 +1,275 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/dockway/dockway/driver/mode"
+	"github.com/dockway/dockway/driver/plan"
+)
+
+// Time between two looks at the kernel when nothing has been reported, and before a failed repair
+// is tried again.
+const (
+	lookAgain   = time.Minute
+	tryAgain    = 5 * time.Second
+	settle      = 20 * time.Millisecond // changes come in groups: one repair for all of them
+	repairLimit = 30 * time.Second
+)
+
+// Run compares the kernel with the record now and whenever something changed, and repairs what
+// differs, until ctx ends.
+func (s *Service) Run(ctx context.Context) error {
+	changed, err := s.kernel.Watch(ctx)
+	if err != nil {
+		return fmt.Errorf("watch the kernel: %w", err)
+	}
+	for {
+		wait := lookAgain
+		if err := s.Repair(ctx); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			s.log.WithError(err).Error("the kernel does not hold what is on record; trying again")
+			wait = tryAgain
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		case <-changed:
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(settle):
+			}
+		}
+	}
+}
+
+// Repair makes everything with dockway's mark in the kernel what the record wants: after a start,
+// after a reboot, after others changed it. Endpoints whose container is gone are collected. One
+// network that cannot be repaired does not keep others from it.
+func (s *Service) Repair(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, repairLimit)
+	defer cancel()
+	// Most looks find nothing to do, and calls need not wait for a look.
+	s.all.RLock()
+	work, err := s.compare(ctx)
+	s.all.RUnlock()
+	if err == nil && work.empty() {
+		s.outOfSync(nil)
+		return nil
+	}
+	s.all.Lock()
+	defer s.all.Unlock()
+	err = s.repair(ctx)
+	s.outOfSync(err)
+	return err
+}
+
+// work is what makes the kernel as wanted.
+type work struct {
+	gone  []mode.Endpoint // joined, but their link has vanished
+	stale []plan.Op       // remove what nobody wants
+	parts [][]plan.Op     // of the host and of each network
+}
+
+func (w work) empty() bool {
+	return len(w.gone) == 0 && len(w.stale) == 0 && len(slices.Concat(w.parts...)) == 0
+}
+
+// compare finds what there is to do.
+func (s *Service) compare(ctx context.Context) (work, error) {
+	uplinks, err := s.kernel.Uplinks(ctx)
+	if err != nil {
+		return work{}, fmt.Errorf("read the host's default routes: %w", err)
+	}
+	var networks []mode.Network
+	var endpoints [][]mode.Endpoint
+	s.each(func(n *network) {
+		networks = append(networks, n.record)
+		endpoints = append(endpoints, n.list())
+	})
+	host := mode.Host(uplinks)
+	all := plan.State{}.Merge(host)
+	for i, n := range networks {
+		all.Merge(mode.Plan(n, endpoints[i]))
+	}
+	observed, err := s.kernel.ObserveAll(ctx, all.Keys())
+	if err != nil {
+		return work{}, fmt.Errorf("observe the kernel: %w", err)
+	}
+	var w work
+	wanted := []plan.State{host}
+	all = plan.State{}.Merge(host)
+	for i, n := range networks {
+		var there []mode.Endpoint
+		for _, e := range endpoints[i] {
+			if _, ok := observed[plan.Veth{Name: e.Port()}.Key()]; e.Joined && !ok {
+				w.gone = append(w.gone, e)
+			} else {
+				there = append(there, e)
+			}
+		}
+		state := mode.Plan(n, there)
+		wanted = append(wanted, state)
+		all.Merge(state)
+	}
+	stale := maps.Clone(observed)
+	maps.DeleteFunc(stale, func(k plan.Key, _ plan.Object) bool { return all[k] != nil })
+	w.stale = plan.Diff(stale, nil)
+	for _, state := range wanted {
+		part := plan.State{}
+		for k := range state {
+			if o, ok := observed[k]; ok {
+				part.Add(o)
+			}
+		}
+		w.parts = append(w.parts, plan.Diff(part, state))
+	}
+	return w, nil
+}
+
+func (s *Service) repair(ctx context.Context) error {
+	w, err := s.compare(ctx)
+	if err != nil {
+		return err
+	}
+	problems := []error{s.collect(w.gone), s.settle(ctx, w.stale)}
+	for _, ops := range w.parts {
+		problems = append(problems, s.settle(ctx, ops))
+	}
+	return errors.Join(problems...)
+}
+
+// settle carries out a part of a repair. A host port that somebody took meanwhile does not keep
+// the rest from it: what comes from outside is still led to the container.
+func (s *Service) settle(ctx context.Context, ops []plan.Op) error {
+	if len(ops) == 0 {
+		return nil
+	}
+	s.index.Lock()
+	s.repairs += uint64(len(ops))
+	s.index.Unlock()
+	s.log.Infof("the kernel differs from the record in %d things, the first: %s", len(ops), ops[0])
+	var problems []error
+	for {
+		err := s.kernel.Do(ctx, ops)
+		var inUse *plan.PortInUseError
+		if !errors.As(err, &inUse) {
+			return errors.Join(append(problems, err)...)
+		}
+		problems = append(problems, err)
+		left := slices.DeleteFunc(slices.Clone(ops), func(op plan.Op) bool { return op.Object.Key() == inUse.Port.Key() })
+		if len(left) == len(ops) {
+			return errors.Join(problems...)
+		}
+		ops = left
+	}
+}
+
+// collect forgets endpoints whose link has vanished with their container: the engine may have
+// crashed and never say so, and what is gone is not made anew.
+func (s *Service) collect(gone []mode.Endpoint) error {
+	for _, e := range gone {
+		if err := s.store.Put(map[Record][]byte{endpointRecord(e): nil}); err != nil {
+			return fmt.Errorf("collect endpoint %s: %w", brief(e.ID), err)
+		}
+		s.networks[e.NetworkID].remove(s, e)
+		s.log.WithField("endpoint", brief(e.ID)).Infof("endpoint collected: its link %s is gone, and its container with it", e.Port())
+	}
+	return nil
+}
+
+func (s *Service) outOfSync(err error) {
+	s.index.Lock()
+	defer s.index.Unlock()
+	s.problem = err
+}
+
+// Status tells how the service is.
+func (s *Service) Status() Status {
+	warnings := s.kernel.Warnings()
+	s.index.Lock()
+	defer s.index.Unlock()
+	st := Status{Networks: len(s.networks), InSync: s.problem == nil, Repairs: s.repairs, Warnings: warnings}
+	if s.problem != nil {
+		st.Problem = s.problem.Error()
+	}
+	for _, n := range s.networks {
+		st.Endpoints += len(n.endpoints)
+		for _, e := range n.endpoints {
+			st.Ports += len(e.Bindings)
+		}
+	}
+	return st
+}
+
+// Networks lists the networks by name.
+func (s *Service) Networks() []NetworkInfo {
+	out := []NetworkInfo{}
+	s.each(func(n *network) {
+		info := NetworkInfo{ID: n.record.ID, Name: n.record.Options.Name, Mode: string(n.record.Options.Mode), Bridge: n.record.Bridge(), Endpoints: len(n.endpoints), Internal: n.record.Internal, MTU: n.record.Options.MTU}
+		for _, subnet := range n.record.Subnets() {
+			info.Subnets = append(info.Subnets, subnet.Pool.String())
+		}
+		out = append(out, info)
+	})
+	return out
+}
+
+// Endpoints lists the endpoints by network.
+func (s *Service) Endpoints() []EndpointInfo {
+	out := []EndpointInfo{}
+	s.each(func(n *network) {
+		for _, e := range n.sorted() {
+			info := EndpointInfo{ID: e.ID, Network: e.NetworkID, MAC: e.MAC.String(), Link: e.Port(), State: "created"}
+			if e.Joined {
+				info.State = "joined"
+			}
+			if e.Address.IsValid() {
+				info.Address = e.Address.String()
+			}
+			if e.Address6.IsValid() {
+				info.Address6 = e.Address6.String()
+			}
+			out = append(out, info)
+		}
+	})
+	return out
+}
+
+// Ports lists the published ports by network and endpoint.
+func (s *Service) Ports() []PortInfo {
+	out := []PortInfo{}
+	s.each(func(n *network) {
+		for _, e := range n.sorted() {
+			for _, b := range e.Bindings {
+				out = append(out, PortInfo{Network: e.NetworkID, Endpoint: e.ID, Protocol: b.Protocol, HostIP: b.Host.Addr().String(), HostPort: b.Host.Port(), ContainerIP: b.Container.Addr().String(), ContainerPort: b.Container.Port()})
+			}
+		}
+	})
+	return out
+}
+
+// each shows the networks, by ID, while nothing changes them.
+func (s *Service) each(show func(*network)) {
+	s.index.Lock()
+	defer s.index.Unlock()
+	for _, id := range slices.Sorted(maps.Keys(s.networks)) {
+		show(s.networks[id])
+	}
+}
+
+func (n *network) sorted() []mode.Endpoint {
+	var out []mode.Endpoint
+	for _, id := range slices.Sorted(maps.Keys(n.endpoints)) {
+		out = append(out, n.endpoints[id])
+	}
+	return out
+}
