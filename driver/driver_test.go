@@ -1,0 +1,456 @@
+package driver
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/dockway/dockway/driver/mode"
+	"github.com/dockway/dockway/driver/plan"
+	"github.com/dockway/dockway/driver/policy"
+)
+
+// TestLife takes one container from `docker network create` to `docker network rm` and compares
+// the kernel with what the record wants after each call.
+func TestLife(t *testing.T) {
+	ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
+	s := newService(t, k, st)
+	empty := maps.Clone(k.state)
+	req := endpointRequest(1, 0)
+	steps := []struct {
+		what string
+		do   func() error
+	}{
+		{"create network", func() error { return s.CreateNetwork(ctx, webRequest(1)) }},
+		{"create it again", func() error { return s.CreateNetwork(ctx, webRequest(1)) }},
+		{"create endpoint", func() error { _, err := s.CreateEndpoint(ctx, req); return err }},
+		{"create it again", func() error { _, err := s.CreateEndpoint(ctx, req); return err }},
+		{"join", func() error { _, err := s.Join(ctx, req.NetworkID, req.ID); return err }},
+		{"join again", func() error { _, err := s.Join(ctx, req.NetworkID, req.ID); return err }},
+		{"publish", func() error {
+			return s.Publish(ctx, req.NetworkID, req.ID, []policy.PortMapping{tcp(8080, 80), {Protocol: policy.UDP, ContainerPort: 53}})
+		}},
+		{"publish less", func() error { return s.Publish(ctx, req.NetworkID, req.ID, []policy.PortMapping{tcp(8080, 80)}) }},
+		{"unpublish", func() error { return s.Unpublish(ctx, req.NetworkID, req.ID) }},
+		{"leave", func() error { return s.Leave(ctx, req.NetworkID, req.ID) }},
+		{"leave again", func() error { return s.Leave(ctx, req.NetworkID, req.ID) }},
+		{"delete endpoint", func() error { return s.DeleteEndpoint(ctx, req.NetworkID, req.ID) }},
+		{"delete it again", func() error { return s.DeleteEndpoint(ctx, req.NetworkID, req.ID) }},
+		{"delete network", func() error { return s.DeleteNetwork(ctx, req.NetworkID) }},
+		{"delete it again", func() error { return s.DeleteNetwork(ctx, req.NetworkID) }},
+	}
+	for _, step := range steps {
+		if err := step.do(); err != nil {
+			t.Fatalf("%s: %v", step.what, err)
+		}
+		agree(t, step.what, s, k, st)
+	}
+	maps.DeleteFunc(k.state, func(key plan.Key, _ plan.Object) bool { return key.Kind == plan.KindSysctl })
+	if got := k.state.String(); got != empty.String() {
+		t.Errorf("left in the kernel:\n%s\nwant:\n%s", got, empty)
+	}
+	if len(st.values) != 0 || len(s.ports) != 0 {
+		t.Errorf("left on record: %v, ports %v", st.values, s.ports)
+	}
+}
+
+// agree fails unless memory, disk and kernel tell the same.
+func agree(t interface {
+	Helper()
+	Fatalf(string, ...any)
+}, what string, s *Service, k *fakeKernel, st *fakeStore) {
+	t.Helper()
+	if ops := diff(k, s.wanted()); len(ops) > 0 {
+		t.Fatalf("after %s the kernel is not what is wanted: %v", what, ops)
+	}
+	reloaded, err := New(k, st, quiet())
+	if err != nil {
+		t.Fatalf("after %s: %v", what, err)
+	}
+	if got, want := reloaded.wanted().String(), s.wanted().String(); got != want {
+		t.Fatalf("after %s a restart would want\n%s\nbut memory wants\n%s", what, got, want)
+	}
+	if fmt.Sprint(reloaded.Ports()) != fmt.Sprint(s.Ports()) || fmt.Sprint(reloaded.Endpoints()) != fmt.Sprint(s.Endpoints()) || fmt.Sprint(reloaded.Networks()) != fmt.Sprint(s.Networks()) {
+		t.Fatalf("after %s a restart would list other things", what)
+	}
+	if len(reloaded.ports) != len(s.ports) {
+		t.Fatalf("after %s a restart would know %d host ports, memory knows %d", what, len(reloaded.ports), len(s.ports))
+	}
+}
+
+func diff(k *fakeKernel, wanted plan.State) []plan.Op {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return plan.Diff(k.state, wanted)
+}
+
+// TestEveryOperationFails makes each kernel operation of random histories fail in turn, and the
+// disk refuse at random: a call that fails changes nothing that a repair does not take back, and
+// one that succeeds is complete.
+func TestEveryOperationFails(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
+		s := newService(t, k, st)
+		for range rapid.IntRange(1, 25).Draw(t, "calls") {
+			net, ep := rapid.IntRange(1, 2).Draw(t, "network"), rapid.IntRange(0, 2).Draw(t, "endpoint")
+			req := endpointRequest(net, ep)
+			before := s.wanted().String()
+			k.failIn = rapid.IntRange(0, 12).Draw(t, "fail in")
+			st.full = rapid.IntRange(0, 7).Draw(t, "disk") == 0
+			var err error
+			what := rapid.SampledFrom([]string{"create network", "delete network", "create endpoint", "join", "publish", "unpublish", "leave", "delete endpoint"}).Draw(t, "call")
+			switch what {
+			case "create network":
+				err = s.CreateNetwork(ctx, webRequest(net))
+			case "delete network":
+				err = s.DeleteNetwork(ctx, req.NetworkID)
+			case "create endpoint":
+				_, err = s.CreateEndpoint(ctx, req)
+			case "join":
+				_, err = s.Join(ctx, req.NetworkID, req.ID)
+			case "publish":
+				err = s.Publish(ctx, req.NetworkID, req.ID, []policy.PortMapping{tcp(uint16(8000+ep), 80), {Protocol: policy.UDP, ContainerPort: 53}})
+			case "unpublish":
+				err = s.Unpublish(ctx, req.NetworkID, req.ID)
+			case "leave":
+				err = s.Leave(ctx, req.NetworkID, req.ID)
+			case "delete endpoint":
+				err = s.DeleteEndpoint(ctx, req.NetworkID, req.ID)
+			}
+			k.failIn, st.full = 0, false
+			if err != nil && s.wanted().String() != before {
+				t.Fatalf("%s failed (%v) and yet changed the record", what, err)
+			}
+			if err == nil {
+				agree(t, what, s, k, st)
+			}
+			if err := s.Repair(ctx); err != nil {
+				t.Fatalf("repair after %s: %v", what, err)
+			}
+			agree(t, what+" and a repair", s, k, st)
+		}
+	})
+}
+
+// TestRestart starts a second service on the first one's record: after a crash the kernel is as
+// it was, after a reboot it is empty.
+func TestRestart(t *testing.T) {
+	for _, reboot := range []bool{false, true} {
+		t.Run(fmt.Sprintf("reboot=%v", reboot), func(t *testing.T) {
+			ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
+			s := newService(t, k, st)
+			must(t, s.CreateNetwork(ctx, webRequest(1)))
+			join(t, s, 1, 0)
+			must(t, s.Publish(ctx, networkID(1), endpointID(100), []policy.PortMapping{tcp(8080, 80)}))
+			before := s.Ports()
+			if reboot {
+				k.state = plan.State{}
+			}
+			k.done = nil
+			again := newService(t, k, st)
+			if !reboot {
+				if len(k.done) > 0 {
+					t.Errorf("a restart touched the kernel: %v", k.done)
+				}
+				if got := again.Ports(); fmt.Sprint(got) != fmt.Sprint(before) {
+					t.Errorf("ports %v, want %v", got, before)
+				}
+				return
+			}
+			k.holds(t, again, true, plan.Bridge{Name: mode.Network{ID: networkID(1)}.Bridge()})
+			if n := len(again.Endpoints()); n != 0 {
+				t.Errorf("%d endpoints are on record whose containers are gone", n)
+			}
+			agree(t, "reboot", again, k, st)
+		})
+	}
+}
+
+// TestRepairDoesNotRemakeGuards checks the order of a change: guards first, openings last, and
+// the other way round when it goes.
+func TestOrder(t *testing.T) {
+	ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
+	s := newService(t, k, st)
+	must(t, s.CreateNetwork(ctx, webRequest(1)))
+	k.done = nil
+	join(t, s, 1, 0)
+	must(t, s.Publish(ctx, networkID(1), endpointID(100), []policy.PortMapping{tcp(8080, 80)}))
+	ranks := func(ops []plan.Op) (out []plan.Rank) {
+		for _, op := range ops {
+			out = append(out, op.Object.Rank())
+		}
+		return out
+	}
+	up := ranks(k.done)
+	if up[0] != plan.RankGuard || up[len(up)-1] != plan.RankOpen {
+		t.Errorf("a container comes in the order %v, want guards first and openings last", up)
+	}
+	k.done = nil
+	must(t, s.Leave(ctx, networkID(1), endpointID(100)))
+	down := ranks(k.done)
+	for i := 1; i < len(down); i++ {
+		if down[i] > down[i-1] {
+			t.Errorf("a container goes in the order %v, want openings first and guards last", down)
+		}
+	}
+}
+
+func TestPublish(t *testing.T) {
+	dual := func(r EndpointRequest) EndpointRequest {
+		r.Address6 = netip.MustParsePrefix("fd00:1::2/64")
+		return r
+	}
+	tests := []struct {
+		name     string
+		endpoint func(EndpointRequest) EndpointRequest
+		mapping  policy.PortMapping
+		want     string // bindings or error
+	}{
+		{"every address", nil, tcp(8080, 80), "0.0.0.0:8080 -> 198.18.1.2:80/tcp, [::]:8080 -> 198.18.1.2:80/tcp"},
+		{"every address, dual stack", dual, tcp(8080, 80), "0.0.0.0:8080 -> 198.18.1.2:80/tcp, [::]:8080 -> [fd00:1::2]:80/tcp"},
+		{"one IPv4 address", nil, policy.PortMapping{Protocol: policy.UDP, HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 5353, ContainerPort: 53}, "127.0.0.1:5353 -> 198.18.1.2:53/udp"},
+		{"one IPv6 address", dual, policy.PortMapping{Protocol: policy.TCP, HostIP: netip.MustParseAddr("::1"), HostPort: 80, ContainerPort: 80}, "[::1]:80 -> [fd00:1::2]:80/tcp"},
+		{"range, first taken by a process", nil, policy.PortMapping{Protocol: policy.TCP, HostPort: 7000, HostPortEnd: 7002, ContainerPort: 80}, "0.0.0.0:7001 -> 198.18.1.2:80/tcp, [::]:7001 -> 198.18.1.2:80/tcp"},
+		{"taken by a process", nil, tcp(7000, 80), "in use by process nginx (pid 1)"},
+		{"taken by an endpoint", nil, tcp(9000, 80), "host port 0.0.0.0:9000/tcp is published by endpoint 000000000c80 (198.18.2.2) of network 000000000020"},
+		{"no container port", nil, tcp(8080, 0), "container port 0"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
+			s := newService(t, k, st)
+			web := webRequest(1)
+			web.IPv6 = []mode.Subnet{{Pool: netip.MustParsePrefix("fd00:1::/64"), Gateway: netip.MustParseAddr("fd00:1::1")}}
+			must(t, s.CreateNetwork(ctx, web))
+			must(t, s.CreateNetwork(ctx, webRequest(2)))
+			join(t, s, 2, 0)
+			must(t, s.Publish(ctx, networkID(2), endpointID(200), []policy.PortMapping{tcp(9000, 80)}))
+			k.taken[plan.HostPort{Proto: "tcp", Host: netip.MustParseAddrPort("0.0.0.0:7000")}.Key()] = true
+			req := endpointRequest(1, 0)
+			if tt.endpoint != nil {
+				req = tt.endpoint(req)
+			}
+			_, err := s.CreateEndpoint(ctx, req)
+			must(t, err)
+			_, err = s.Join(ctx, req.NetworkID, req.ID)
+			must(t, err)
+			err = s.Publish(ctx, req.NetworkID, req.ID, []policy.PortMapping{tt.mapping})
+			got := fmt.Sprint(err)
+			if err == nil {
+				var all []string
+				for _, b := range s.networks[req.NetworkID].endpoints[req.ID].Bindings {
+					all = append(all, b.String())
+				}
+				got = strings.Join(all, ", ")
+			}
+			if !strings.Contains(got, tt.want) {
+				t.Errorf("publish %s: %s, want %s", tt.mapping, got, tt.want)
+			}
+			agree(t, tt.name, s, k, st)
+		})
+	}
+}
+
+// TestDynamicPortIsKept publishes a random port twice, as engines do when a container's role
+// changes: its clients must find it where it was.
+func TestDynamicPortIsKept(t *testing.T) {
+	ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
+	s := newService(t, k, st)
+	must(t, s.CreateNetwork(ctx, webRequest(1)))
+	join(t, s, 1, 0)
+	publish := func() uint16 {
+		must(t, s.Publish(ctx, networkID(1), endpointID(100), []policy.PortMapping{tcp(0, 80)}))
+		return s.Ports()[0].HostPort
+	}
+	first := publish()
+	if first < firstDynamicPort || first > lastDynamicPort {
+		t.Errorf("dynamic port %d, want %d to %d", first, firstDynamicPort, lastDynamicPort)
+	}
+	if second := publish(); second != first {
+		t.Errorf("published again on %d, want %d as before", second, first)
+	}
+}
+
+func TestCreateNetworkRefuses(t *testing.T) {
+	host := []plan.Route{
+		{Prefix: netip.MustParsePrefix("198.18.50.0/23"), Link: "eth0", OnLink: true},
+		{Prefix: netip.MustParsePrefix("198.18.60.128/25"), Link: "tun0"},
+		{Prefix: netip.MustParsePrefix("198.18.0.0/15"), Link: "eth0"},
+	}
+	tests := []struct {
+		name string
+		req  NetworkRequest
+		want string
+	}{
+		{"overlaps a network", NetworkRequest{ID: networkID(9), IPv4: webRequest(1).IPv4}, "subnet 198.18.1.0/24 overlaps 198.18.1.0/24 of network"},
+		{"overlaps the LAN", webRequest(50), "overlaps the host's route to 198.18.50.0/23 on eth0"},
+		{"hides a routed part", webRequest(60), "overlaps the host's route to 198.18.60.128/25 on tun0"},
+		{"inside a wide route", webRequest(70), ""},
+		{"same ID, other subnet", NetworkRequest{ID: networkID(1), IPv4: webRequest(2).IPv4}, "exists with other settings"},
+		{"misspelled option", NetworkRequest{ID: networkID(9), Options: map[string]string{"mtuu": "1"}, IPv4: webRequest(9).IPv4}, `option "mtuu" is not known: did you mean "mtu"?`},
+		{"bad value", NetworkRequest{ID: networkID(9), Options: map[string]string{"mtu": "tiny"}, IPv4: webRequest(9).IPv4}, `option mtu="tiny": not a number of bytes from 68 to 65535`},
+		{"no subnet", NetworkRequest{ID: networkID(9)}, "neither an IPv4 nor an IPv6 subnet"},
+		{"ID is no ID", NetworkRequest{ID: "../../etc"}, "is not one of an engine"},
+		{"other mode", NetworkRequest{ID: networkID(9), Options: map[string]string{"mode": "overlay"}, IPv4: webRequest(9).IPv4}, "only mode nat"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			k, st := newFakeKernel(), newFakeStore()
+			s := newService(t, k, st)
+			must(t, s.CreateNetwork(context.Background(), webRequest(1)))
+			k.routes = host
+			err := s.CreateNetwork(context.Background(), tt.req)
+			if got := fmt.Sprint(err); (tt.want == "") != (err == nil) || !strings.Contains(got, tt.want) {
+				t.Errorf("got %s, want %s", got, tt.want)
+			}
+			agree(t, tt.name, s, k, st)
+		})
+	}
+}
+
+func TestCreateEndpointRefuses(t *testing.T) {
+	change := func(f func(*EndpointRequest)) EndpointRequest {
+		r := endpointRequest(1, 5)
+		f(&r)
+		return r
+	}
+	tests := []struct {
+		name string
+		req  EndpointRequest
+		want string
+	}{
+		{"unknown network", endpointRequest(3, 0), "not known to dockway"},
+		{"address taken", change(func(r *EndpointRequest) { r.Address = netip.MustParsePrefix("198.18.1.2/24") }), "address 198.18.1.2 is taken by endpoint"},
+		{"gateway's address", change(func(r *EndpointRequest) { r.Address = netip.MustParsePrefix("198.18.1.1/24") }), "is the network's gateway"},
+		{"foreign address", change(func(r *EndpointRequest) { r.Address = netip.MustParsePrefix("198.18.9.2/24") }), "in no subnet of the network"},
+		{"multicast MAC", change(func(r *EndpointRequest) { r.MAC = plan.MAC{1} }), "multicast"},
+		{"MAC taken", change(func(r *EndpointRequest) { r.MAC = plan.MAC{2, 2, 2, 2, 2, 2} }), "MAC address 02:02:02:02:02:02 is taken"},
+		{"option", change(func(r *EndpointRequest) { r.Options = map[string]string{"qoss": "1"} }), `"qoss" is not known`},
+		{"no address", change(func(r *EndpointRequest) { r.Address = netip.Prefix{} }), "no address"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			k, st := newFakeKernel(), newFakeStore()
+			s := newService(t, k, st)
+			must(t, s.CreateNetwork(context.Background(), webRequest(1)))
+			first := endpointRequest(1, 0)
+			first.MAC = plan.MAC{2, 2, 2, 2, 2, 2}
+			_, err := s.CreateEndpoint(context.Background(), first)
+			must(t, err)
+			_, err = s.CreateEndpoint(context.Background(), tt.req)
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v, want %s", err, tt.want)
+			}
+			agree(t, tt.name, s, k, st)
+		})
+	}
+}
+
+// TestSixtyFourAtOnce makes calls on the same and on different networks and endpoints at once.
+func TestSixtyFourAtOnce(t *testing.T) {
+	ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
+	s := newService(t, k, st)
+	var wg sync.WaitGroup
+	for i := range 64 {
+		wg.Go(func() {
+			net, ep := 1+i%4, i%8
+			req := endpointRequest(net, ep)
+			_ = s.CreateNetwork(ctx, webRequest(net))
+			_, _ = s.CreateEndpoint(ctx, req)
+			_, _ = s.Join(ctx, req.NetworkID, req.ID)
+			_ = s.Publish(ctx, req.NetworkID, req.ID, []policy.PortMapping{tcp(uint16(8000+ep), 80)})
+			_, _, _, _ = s.Status(), s.Networks(), s.Endpoints(), s.Ports()
+			switch i % 3 {
+			case 0:
+				_ = s.Leave(ctx, req.NetworkID, req.ID)
+			case 1:
+				_ = s.DeleteEndpoint(ctx, req.NetworkID, req.ID)
+			}
+			if i%16 == 15 {
+				_ = s.DeleteNetwork(ctx, req.NetworkID)
+			}
+			_ = s.Repair(ctx)
+		})
+	}
+	wg.Wait()
+	must(t, s.Repair(ctx))
+	agree(t, "64 calls at once", s, k, st)
+}
+
+// TestRun repairs what somebody else took away, without being asked.
+func TestRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(context.Background())
+		k, st := newFakeKernel(), newFakeStore()
+		k.tick = make(chan struct{}, 1)
+		s := newService(t, k, st)
+		must(t, s.CreateNetwork(ctx, webRequest(1)))
+		join(t, s, 1, 0)
+		done := make(chan error)
+		go func() { done <- s.Run(ctx) }()
+		synctest.Wait()
+		k.mu.Lock()
+		for key, o := range k.state {
+			if o.Key().Kind == plan.KindElement || o.Key().Kind == plan.KindTable {
+				delete(k.state, key)
+			}
+		}
+		k.mu.Unlock()
+		k.tick <- struct{}{}
+		synctest.Wait()
+		time.Sleep(2 * settle) // virtual
+		synctest.Wait()
+		agree(t, "a flush", s, k, st)
+		if s.Status().Repairs == 0 || !s.Status().InSync {
+			t.Errorf("status %+v, want repairs counted and in sync", s.Status())
+		}
+		cancel()
+		must(t, <-done)
+	})
+}
+
+// TestRepairGoesOnPastTakenPort restarts when a process has taken a published port meanwhile: the
+// rest is repaired, and the status says what is wrong.
+func TestRepairGoesOnPastTakenPort(t *testing.T) {
+	ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
+	s := newService(t, k, st)
+	must(t, s.CreateNetwork(ctx, webRequest(1)))
+	join(t, s, 1, 0)
+	must(t, s.Publish(ctx, networkID(1), endpointID(100), []policy.PortMapping{tcp(8080, 80), tcp(8081, 81)}))
+	maps.DeleteFunc(k.state, func(key plan.Key, _ plan.Object) bool {
+		return key.Kind == plan.KindHostPort || key.Kind == plan.KindElement
+	})
+	lost := plan.HostPort{Proto: "tcp", Host: netip.MustParseAddrPort("0.0.0.0:8080")}
+	k.taken[lost.Key()] = true
+	err := s.Repair(ctx)
+	if err == nil || !strings.Contains(s.Status().Problem, "in use by process nginx") {
+		t.Errorf("repair: %v, status %+v, want the taken port named", err, s.Status())
+	}
+	if ops := diff(k, s.wanted()); len(ops) != 1 || ops[0].Object.Key() != lost.Key() {
+		t.Errorf("left undone: %v, want only the taken port", ops)
+	}
+}
+
+func join(t *testing.T, s *Service, net, ep int) {
+	t.Helper()
+	req := endpointRequest(net, ep)
+	_, err := s.CreateEndpoint(context.Background(), req)
+	must(t, err)
+	_, err = s.Join(context.Background(), req.NetworkID, req.ID)
+	must(t, err)
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
