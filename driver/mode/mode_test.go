@@ -1,0 +1,200 @@
+package mode
+
+import (
+	"flag"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"github.com/dockway/dockway/driver/plan"
+	"github.com/dockway/dockway/driver/policy"
+)
+
+var update = flag.Bool("update", false, "write the golden files and the generated parts of docs")
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s is not what is planned (go test -update ./driver/mode writes it); got:\n%s", path, got)
+	}
+}
+
+func sample() (Network, []Endpoint) {
+	n := Network{
+		ID: "0a1b2c3d4e5f60718293a4b5c6d7e8f90a1b2c3d4e5f60718293a4b5c6d7e8f9", Options: Options{Mode: NAT, MTU: 1500, IfacePrefix: "eth"},
+		IPv4: []Subnet{{Pool: netip.MustParsePrefix("198.18.7.0/24"), Gateway: netip.MustParseAddr("198.18.7.1")}},
+		IPv6: []Subnet{{Pool: netip.MustParsePrefix("fd00:7::/64"), Gateway: netip.MustParseAddr("fd00:7::1")}},
+	}
+	published := func(proto policy.Protocol, host, container string) policy.Binding {
+		return policy.Binding{Protocol: proto, Host: netip.MustParseAddrPort(host), Container: netip.MustParseAddrPort(container)}
+	}
+	return n, []Endpoint{
+		{
+			ID: "1111111111111111aaaa", NetworkID: n.ID, Joined: true, MAC: plan.MAC{2, 0x42, 0, 0, 0, 2},
+			Address: netip.MustParsePrefix("198.18.7.2/24"), Address6: netip.MustParsePrefix("fd00:7::2/64"),
+			Bindings: []policy.Binding{
+				published(policy.TCP, "0.0.0.0:8080", "198.18.7.2:80"), published(policy.TCP, "[::]:8080", "[fd00:7::2]:80"),
+				published(policy.UDP, "127.0.0.1:5353", "198.18.7.2:53"), published(policy.SCTP, "198.18.0.1:38412", "198.18.7.2:38412"),
+			},
+		},
+		{
+			ID: "2222222222222222bbbb", NetworkID: n.ID, Joined: true, MAC: plan.MAC{2, 0x42, 0, 0, 0, 3},
+			Address:  netip.MustParsePrefix("198.18.7.3/24"),
+			Bindings: []policy.Binding{published(policy.TCP, "0.0.0.0:8081", "198.18.7.3:80"), published(policy.TCP, "[::]:8081", "198.18.7.3:80")},
+		},
+		{ID: "3333333333333333cccc", NetworkID: n.ID, MAC: plan.MAC{2, 0x42, 0, 0, 0, 4}, Address: netip.MustParsePrefix("198.18.7.4/24")},
+	}
+}
+
+// TestGolden keeps what a nat network programs readable, and every change of it visible.
+func TestGolden(t *testing.T) {
+	golden(t, "inet.nft", InetTable().String())
+	golden(t, "bridge.nft", BridgeTable().String())
+	n, endpoints := sample()
+	golden(t, "nat.plan", Plan(n, endpoints).String())
+	n.Internal, n.Options.DisableICC = true, true
+	golden(t, "nat-internal.plan", Plan(n, endpoints[:1]).String())
+	golden(t, "host.plan", Host([]string{"eth0", "br0"}).String())
+}
+
+// TestPage compares the generated parts of the mode's page with the code.
+func TestPage(t *testing.T) {
+	path := filepath.Join("..", "..", "docs", "modes", "nat.md")
+	page, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := string(page)
+	for mark, part := range map[string]string{
+		"options": OptionsTable(NAT),
+		"rules":   "```\n" + InetTable().String() + BridgeTable().String() + "```\n",
+	} {
+		begin := strings.Index(text, "<!-- "+mark)
+		end := strings.Index(text, "<!-- end of "+mark)
+		if begin < 0 || end < begin {
+			t.Fatalf("%s has no place for the %s", path, mark)
+		}
+		begin += strings.Index(text[begin:], "\n") + 1
+		if text[begin:end] != part {
+			if !*update {
+				t.Errorf("%s: the %s are not those of the code (go test -update ./driver/mode writes them)", path, mark)
+			}
+			text = text[:begin] + part + text[end:]
+		}
+	}
+	if *update {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestPlanIsTheSumOfItsEndpoints is what lets the service converge one endpoint by itself.
+func TestPlanIsTheSumOfItsEndpoints(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n, endpoints := sample()
+		n.Internal = rapid.Bool().Draw(t, "internal")
+		chosen := endpoints[:rapid.IntRange(0, len(endpoints)).Draw(t, "endpoints")]
+		sum := Plan(n, nil)
+		size := len(sum)
+		shared := 0
+		for _, e := range chosen {
+			part := PlanEndpoint(n, e)
+			for key := range part {
+				if key.Kind == plan.KindSysctl {
+					if _, twice := sum[key]; twice {
+						shared++
+					}
+				}
+			}
+			size += len(part)
+			sum.Merge(part)
+		}
+		if got := Plan(n, chosen); got.String() != sum.String() {
+			t.Fatalf("the plan is\n%s\nbut its parts are\n%s", got, sum)
+		}
+		if len(sum) != size-shared {
+			t.Fatalf("two endpoints want the same object: %d objects of %d are left", len(sum), size-shared)
+		}
+	})
+}
+
+func TestParseOptions(t *testing.T) {
+	tests := []struct {
+		name  string
+		given map[string]string
+		want  string // part of the error; empty: none
+	}{
+		{"none", nil, ""},
+		{"Windows names", map[string]string{"com.docker.network.windowsshim.networkname": "web", "com.docker.network.windowsshim.macpool": "02-00-00-00-00-00,02-00-00-00-00-ff"}, ""},
+		{"engine's own", map[string]string{"com.docker.network.enable_ipv6": "true", "com.docker.network.driver.mtu": "1400"}, ""},
+		{"twice, the same", map[string]string{"mtu": "1400", "com.docker.network.driver.mtu": "1400"}, ""},
+		{"twice, not the same", map[string]string{"mtu": "1400", "com.docker.network.driver.mtu": "1500"}, "are the same thing with different values"},
+		{"misspelled", map[string]string{"disable_ic": "true"}, `did you mean "disable_icc"?`},
+		{"not in this mode", map[string]string{"vlan": "7"}, "cannot be used with mode nat"},
+		{"not a mode", map[string]string{"mode": "bridge"}, "not a mode: use nat"},
+		{"odd pool", map[string]string{"mac_pool": "02:00:00:00:00:00"}, "pairs of start,end"},
+		{"backward pool", map[string]string{"mac_pool": "02:00:00:00:00:02,02:00:00:00:00:01"}, "ends before it begins"},
+		{"multicast pool", map[string]string{"mac_pool": "01:00:00:00:00:00,02:00:00:00:00:01"}, "multicast"},
+		{"mtu too large", map[string]string{"mtu": "65536"}, "68 to 65535"},
+		{"prefix", map[string]string{"iface_prefix": "a/b"}, "begins with a letter"},
+		{"bool", map[string]string{"disable_icc": "maybe"}, "use true or false"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := ParseOptions(tt.given)
+			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v, want %q", err, tt.want)
+			}
+		})
+	}
+}
+
+func FuzzParseOptions(f *testing.F) {
+	f.Add("mtu", "1400")
+	f.Add("mac_pool", "02-00-00-00-00-00,02-00-00-00-00-ff")
+	f.Add("mode", "nat")
+	f.Fuzz(func(t *testing.T, key, value string) {
+		o, err := ParseOptions(map[string]string{key: value})
+		if err == nil && (o.MTU < minMTU || o.MTU > maxMTU || o.Mode != NAT) {
+			t.Errorf("%s=%s gives %+v", key, value, o)
+		}
+	})
+}
+
+// TestChooseMAC takes addresses until the pool is used up: each once, all from the pool.
+func TestChooseMAC(t *testing.T) {
+	o, err := ParseOptions(map[string]string{"mac_pool": "02:00:00:00:00:0e,02:00:00:00:00:0f,0a:00:00:00:00:00,0a:00:00:00:00:01"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken := map[plan.MAC]bool{}
+	for _, id := range []string{"a", "b", "c", "d"} {
+		m, err := o.ChooseMAC(id, func(m plan.MAC) bool { return taken[m] })
+		if err != nil || taken[m] || (m[0] != 2 && m[0] != 10) {
+			t.Errorf("endpoint %s gets %s, %v", id, m, err)
+		}
+		taken[m] = true
+	}
+	if _, err := o.ChooseMAC("e", func(m plan.MAC) bool { return taken[m] }); err == nil {
+		t.Error("a fifth address was taken from a pool of four")
+	}
+	m, err := Options{}.ChooseMAC("a", func(plan.MAC) bool { return false })
+	if err != nil || m[0]&3 != 2 {
+		t.Errorf("without a pool %s, %v: want a locally administered unicast address", m, err)
+	}
+}
