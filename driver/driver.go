@@ -39,15 +39,20 @@ type Kernel interface {
 	Warnings() []string
 }
 
-// Store keeps values by bucket and key over restarts. A nil value deletes. Apply is atomic and
-// durable when it returns.
+// Store keeps values by bucket and key over restarts.
 type Store interface {
-	Put(values map[Record][]byte) error
+	// Apply makes all changes or none; when it returns nil they are on the disk.
+	Apply(changes ...Change) error
 	Load(bucket string, each func(key string, value []byte) error) error
 }
 
-// Record names one value in the store.
-type Record struct{ Bucket, Key string }
+// Change sets one value of the store, or deletes it when Value is nil. It is an alias so that a
+// store need not import this package.
+type Change = struct {
+	Bucket string
+	Key    string
+	Value  []byte
+}
 
 const (
 	networkBucket  = "networks"
@@ -133,7 +138,7 @@ func (s *Service) CreateNetwork(ctx context.Context, req NetworkRequest) error {
 	if exists, err := s.reserve(n, routes); exists || err != nil {
 		return err
 	}
-	if err := s.change(ctx, n, nil, mode.Plan(record, nil), map[Record][]byte{{networkBucket, record.ID}: encode(record)}); err != nil {
+	if err := s.change(ctx, n, nil, mode.Plan(record, nil), Change{networkBucket, record.ID, encode(record)}); err != nil {
 		s.forget(n)
 		return fmt.Errorf("create network %s: %w", brief(req.ID), err)
 	}
@@ -154,11 +159,11 @@ func (s *Service) DeleteNetwork(ctx context.Context, id string) error {
 	}
 	defer n.mu.Unlock()
 
-	changes := map[Record][]byte{{networkBucket, id}: nil}
+	changes := []Change{{Bucket: networkBucket, Key: id}}
 	for _, e := range n.endpoints {
-		changes[endpointRecord(e)] = nil
+		changes = append(changes, endpointGone(e))
 	}
-	if err := s.change(ctx, n, mode.Plan(n.record, n.list()), nil, changes); err != nil {
+	if err := s.change(ctx, n, mode.Plan(n.record, n.list()), nil, changes...); err != nil {
 		return fmt.Errorf("delete network %s: %w", brief(id), err)
 	}
 	s.forget(n)
@@ -241,7 +246,7 @@ func (s *Service) drop(ctx context.Context, what, networkID, id string, less fun
 	if keep {
 		err = s.replace(ctx, n, after)
 	} else {
-		err = s.change(ctx, n, mode.PlanEndpoint(n.record, e), nil, map[Record][]byte{endpointRecord(e): nil})
+		err = s.change(ctx, n, mode.PlanEndpoint(n.record, e), nil, endpointGone(e))
 		if err == nil {
 			n.remove(s, e)
 		}
@@ -259,7 +264,7 @@ func (s *Service) replace(ctx context.Context, n *network, e mode.Endpoint) erro
 	if old, ok := n.endpoints[e.ID]; ok {
 		before = mode.PlanEndpoint(n.record, old)
 	}
-	if err := s.change(ctx, n, before, mode.PlanEndpoint(n.record, e), map[Record][]byte{endpointRecord(e): encode(e)}); err != nil {
+	if err := s.change(ctx, n, before, mode.PlanEndpoint(n.record, e), Change{endpointBucket, endpointKey(e), encode(e)}); err != nil {
 		return err
 	}
 	n.put(s, e)
@@ -268,9 +273,9 @@ func (s *Service) replace(ctx context.Context, n *network, e mode.Endpoint) erro
 
 // change is the one way in which anything changes: record, converge, and when that fails record
 // and converge back. The caller holds n.mu and updates the memory of n when change returns nil.
-func (s *Service) change(ctx context.Context, n *network, before, after plan.State, values map[Record][]byte) error {
-	undo := n.values(slices.Collect(maps.Keys(values)))
-	if err := s.store.Put(values); err != nil {
+func (s *Service) change(ctx context.Context, n *network, before, after plan.State, changes ...Change) error {
+	undo := n.before(changes)
+	if err := s.store.Apply(changes...); err != nil {
 		return err
 	}
 	err := s.converge(ctx, before, after)
@@ -283,7 +288,7 @@ func (s *Service) change(ctx context.Context, n *network, before, after plan.Sta
 	}
 	// The caller's context may be what failed: the way back must not depend on it.
 	ctx = context.WithoutCancel(ctx)
-	if undoErr := s.store.Put(undo); undoErr != nil {
+	if undoErr := s.store.Apply(undo...); undoErr != nil {
 		err = errors.Join(err, fmt.Errorf("take the record back: %w", undoErr))
 	}
 	if undoErr := s.converge(ctx, after, before); undoErr != nil {
@@ -412,22 +417,23 @@ func (n *network) remove(s *Service, e mode.Endpoint) {
 	delete(n.endpoints, e.ID)
 }
 
-// values are what the memory of n holds for records: nil for what is not there.
-func (n *network) values(records []Record) map[Record][]byte {
-	out := map[Record][]byte{}
-	for _, r := range records {
-		out[r] = nil
-		switch {
-		case r.Bucket == networkBucket && n.stored:
-			out[r] = encode(n.record)
-		case r.Bucket == endpointBucket:
-			_, id, _ := strings.Cut(r.Key, "/")
+// before are the changes that take changes back, by what the memory of n still holds.
+func (n *network) before(changes []Change) []Change {
+	undo := make([]Change, 0, len(changes))
+	for _, c := range changes {
+		c.Value = nil
+		if c.Bucket == networkBucket && n.stored {
+			c.Value = encode(n.record)
+		}
+		if c.Bucket == endpointBucket {
+			_, id, _ := strings.Cut(c.Key, "/")
 			if e, ok := n.endpoints[id]; ok {
-				out[r] = encode(e)
+				c.Value = encode(e)
 			}
 		}
+		undo = append(undo, c)
 	}
-	return out
+	return undo
 }
 
 func (n *network) list() []mode.Endpoint { return slices.Collect(maps.Values(n.endpoints)) }
@@ -439,7 +445,9 @@ func (n *network) name() string {
 	return brief(n.record.ID)
 }
 
-func endpointRecord(e mode.Endpoint) Record { return Record{endpointBucket, e.NetworkID + "/" + e.ID} }
+func endpointKey(e mode.Endpoint) string { return e.NetworkID + "/" + e.ID }
+
+func endpointGone(e mode.Endpoint) Change { return Change{Bucket: endpointBucket, Key: endpointKey(e)} }
 
 // encode writes a record. The records are plain data, which JSON always has a form for.
 func encode(record any) []byte {

@@ -127,23 +127,23 @@ func (k *fakeKernel) holds(t *testing.T, s *Service, want bool, o plan.Object) {
 // fakeStore is a disk that can be full.
 type fakeStore struct {
 	mu     sync.Mutex
-	values map[Record][]byte
+	values map[[2]string][]byte
 	full   bool
 }
 
-func newFakeStore() *fakeStore { return &fakeStore{values: map[Record][]byte{}} }
+func newFakeStore() *fakeStore { return &fakeStore{values: map[[2]string][]byte{}} }
 
-func (s *fakeStore) Put(values map[Record][]byte) error {
+func (s *fakeStore) Apply(changes ...Change) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.full {
 		return errors.New("no space left on device")
 	}
-	for r, v := range values {
-		if v == nil {
-			delete(s.values, r)
+	for _, c := range changes {
+		if key := [2]string{c.Bucket, c.Key}; c.Value == nil {
+			delete(s.values, key)
 		} else {
-			s.values[r] = v
+			s.values[key] = c.Value
 		}
 	}
 	return nil
@@ -153,8 +153,8 @@ func (s *fakeStore) Load(bucket string, each func(string, []byte) error) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for r, v := range s.values {
-		if r.Bucket == bucket {
-			if err := each(r.Key, v); err != nil {
+		if r[0] == bucket {
+			if err := each(r[1], v); err != nil {
 				return err
 			}
 		}

@@ -177,7 +177,7 @@ func (s *Service) settle(ctx context.Context, ops []plan.Op) error {
 // crashed and never say so, and what is gone is not made anew.
 func (s *Service) collect(gone []mode.Endpoint) error {
 	for _, e := range gone {
-		if err := s.store.Put(map[Record][]byte{endpointRecord(e): nil}); err != nil {
+		if err := s.store.Apply(endpointGone(e)); err != nil {
 			return fmt.Errorf("collect endpoint %s: %w", brief(e.ID), err)
 		}
 		s.networks[e.NetworkID].remove(s, e)
