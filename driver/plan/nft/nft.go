@@ -52,7 +52,7 @@ const (
 	SPort        Field = "th sport"
 	DPort        Field = "th dport"
 	ICMPv6Type   Field = "icmpv6 type"
-	NDTarget     Field = "icmpv6 taddr" // target address of neighbour discovery, RFC 4861 section 4.3 and 4.4
+	NDTarget     Field = "@th,64,128" // target address of neighbour discovery (icmpv6 taddr), RFC 4861 section 4.3 and 4.4; in lookups only
 	ARPSenderMAC Field = "arp saddr ether"
 	ARPSenderIP  Field = "arp saddr ip"
 	CtState      Field = "ct state"
@@ -108,6 +108,7 @@ type Match struct {
 }
 
 // OneOf compares a field with several values (an anonymous set; comma list for ct state and status).
+// Values are in nft's own order and names, so that it prints as nft does.
 type OneOf struct {
 	Field  Field
 	Not    bool
@@ -192,12 +193,12 @@ func NoneOf(f Field, values ...string) OneOf { return OneOf{Field: f, Not: true,
 func R(comment string, stmts ...Stmt) Rule { return Rule{Stmts: stmts, Comment: comment} }
 
 func (m Match) String() string {
-	return fmt.Sprintf("%s%s %s", m.Field, not(m.Not), quote(m.Field, m.Value))
+	return fmt.Sprintf("%s%s %s", m.Field, notOf(m.Field, m.Not), quote(m.Field, m.Value))
 }
 
 func (o OneOf) String() string {
 	if o.Field == CtState || o.Field == CtStatus {
-		return fmt.Sprintf("%s%s %s", o.Field, not(o.Not), strings.Join(o.Values, ","))
+		return fmt.Sprintf("%s%s %s", o.Field, notOf(o.Field, o.Not), strings.Join(o.Values, ","))
 	}
 	quoted := make([]string, len(o.Values))
 	for i, v := range o.Values {
@@ -245,10 +246,17 @@ func (v Verdict) String() string {
 	return v.Kind
 }
 
+// String prints the rule as nft does, which writes a protocol that is matched and the ports read
+// after it as one: `udp dport 67`.
 func (r Rule) String() string {
 	parts := make([]string, 0, len(r.Stmts)+1)
-	for _, s := range r.Stmts {
-		parts = append(parts, s.String())
+	ports := strings.NewReplacer()
+	for i, s := range r.Stmts {
+		if m, ok := s.(Match); ok && m.Field == L4Proto && !m.Not && readsPorts(r.Stmts[i+1:]) {
+			ports = strings.NewReplacer(string(SPort), m.Value+" sport", string(DPort), m.Value+" dport")
+			continue
+		}
+		parts = append(parts, ports.Replace(s.String()))
 	}
 	if r.Comment != "" {
 		parts = append(parts, fmt.Sprintf("comment %q", r.Comment))
@@ -256,22 +264,25 @@ func (r Rule) String() string {
 	return strings.Join(parts, " ")
 }
 
-// String prints the table as `nft list table` does, elements left out.
-func (t *Table) String() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "table %s %s {\n", t.Family, t.Name)
-	for _, s := range t.Sets {
-		b.WriteString(s.String())
-		b.WriteByte('\n')
-	}
-	for i, c := range t.Chains {
-		if i > 0 {
-			b.WriteByte('\n')
+func readsPorts(stmts []Stmt) bool {
+	for _, s := range stmts {
+		if text := s.String(); strings.Contains(text, string(SPort)) || strings.Contains(text, string(DPort)) {
+			return true
 		}
-		b.WriteString(c.String())
 	}
-	b.WriteString("}\n")
-	return b.String()
+	return false
+}
+
+// String prints the table as `nft -s list table` does, elements left out.
+func (t *Table) String() string {
+	var parts []string
+	for _, s := range t.Sets {
+		parts = append(parts, s.String())
+	}
+	for _, c := range t.Chains {
+		parts = append(parts, c.text(t.Family))
+	}
+	return fmt.Sprintf("table %s %s {\n%s}\n", t.Family, t.Name, strings.Join(parts, "\n"))
 }
 
 // String prints the set's declaration as `nft list table` does.
@@ -285,11 +296,14 @@ func (s *Set) String() string {
 	if s.Size > 0 {
 		fmt.Fprintf(&b, "\t\tsize %d\n", s.Size)
 	}
-	if s.Dynamic {
+	switch {
+	case s.Dynamic && s.Timeout > 0:
 		b.WriteString("\t\tflags dynamic,timeout\n")
+	case s.Dynamic:
+		b.WriteString("\t\tflags dynamic\n")
 	}
 	if s.Timeout > 0 {
-		fmt.Fprintf(&b, "\t\ttimeout %dm\n", int(s.Timeout.Minutes()))
+		fmt.Fprintf(&b, "\t\ttimeout %s\n", duration(s.Timeout))
 	}
 	if s.Comment != "" {
 		fmt.Fprintf(&b, "\t\tcomment %q\n", s.Comment)
@@ -298,18 +312,80 @@ func (s *Set) String() string {
 	return b.String()
 }
 
-// String prints the chain as `nft list chain` does.
-func (c *Chain) String() string {
+// String prints the chain as `nft list chain` does in a table of family inet.
+func (c *Chain) String() string { return c.text(Inet) }
+
+func (c *Chain) text(family Family) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\tchain %s {\n", c.Name)
 	if c.Hook != "" {
-		fmt.Fprintf(&b, "\t\ttype %s hook %s priority %d; policy accept;\n", c.Type, c.Hook, c.Priority)
+		fmt.Fprintf(&b, "\t\ttype %s hook %s priority %s; policy accept;\n", c.Type, c.Hook, c.priority(family))
 	}
 	for _, r := range c.Rules {
 		fmt.Fprintf(&b, "\t\t%s\n", r)
 	}
 	b.WriteString("\t}\n")
 	return b.String()
+}
+
+// A priority has a name, in some hooks or in all.
+type priority struct {
+	value int
+	name  string
+	hooks string
+}
+
+var priorities = map[Family][]priority{
+	Inet: {
+		{-300, "raw", ""}, {-150, "mangle", ""}, {-100, "dstnat", "prerouting"},
+		{0, "filter", ""}, {50, "security", ""}, {100, "srcnat", "input postrouting"},
+	},
+	Bridge: {
+		{-300, "dstnat", "prerouting"}, {-200, "filter", ""},
+		{100, "out", "output"}, {300, "srcnat", "postrouting"},
+	},
+}
+
+// priority prints a name, with what is added to it or taken from it if that is not more than 10.
+func (c *Chain) priority(family Family) string {
+	for _, p := range priorities[family] {
+		if p.hooks != "" && !strings.Contains(p.hooks, c.Hook) {
+			continue
+		}
+		switch offset := c.Priority - p.value; {
+		case offset == 0:
+			return p.name
+		case offset > 0 && offset <= 10:
+			return fmt.Sprintf("%s + %d", p.name, offset)
+		case offset < 0 && offset >= -10:
+			return fmt.Sprintf("%s - %d", p.name, -offset)
+		}
+	}
+	return fmt.Sprint(c.Priority)
+}
+
+// duration prints the parts that are not zero: 1h30m.
+func duration(d time.Duration) string {
+	var b strings.Builder
+	for _, unit := range []struct {
+		length time.Duration
+		name   string
+	}{{24 * time.Hour, "d"}, {time.Hour, "h"}, {time.Minute, "m"}, {time.Second, "s"}, {time.Millisecond, "ms"}} {
+		if n := d / unit.length; n > 0 {
+			fmt.Fprintf(&b, "%d%s", n, unit.name)
+			d -= n * unit.length
+		}
+	}
+	return b.String()
+}
+
+// notOf is the word for none of these: fields that are flags have one of their own, for != would
+// compare them as a whole.
+func notOf(f Field, n bool) string {
+	if n && (f == CtState || f == CtStatus) {
+		return " !"
+	}
+	return not(n)
 }
 
 func not(n bool) string {

@@ -1,0 +1,365 @@
+// Package kernel observes what the kernel holds with dockway's mark, and does what a plan says. It
+// is the only package that speaks netlink, nftables and sysctl; it decides nothing and remembers
+// nothing that the kernel could tell.
+//
+// What bears no mark of dockway's is never touched: links are ours by name and alias, nftables
+// tables by name. Everything else that this package changes is named in the plan: a sysctl, one
+// rule in Docker's DOCKER-USER chain.
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/sirupsen/logrus"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/dockway/dockway/driver/plan"
+	"github.com/dockway/dockway/driver/plan/nft"
+)
+
+// Sockets holds ports of the host for us. Hold refuses with a *plan.PortInUseError what somebody
+// else holds; holding what is held and releasing what is not are fine.
+type Sockets interface {
+	Hold(plan.HostPort) error
+	Release(plan.HostPort) error
+	Held() []plan.HostPort
+}
+
+// Config is what a Kernel needs to know.
+type Config struct {
+	// Tables are ours, with every set that an element can be in. Elements have to name these very
+	// sets: they are compared by identity.
+	Tables []*nft.Table
+	// Sockets holds host ports; nil when the plans have none.
+	Sockets Sockets
+	// ProcSys is where "net/…" settings are found, /proc/sys when empty. The managed plugin has the
+	// host's /proc/sys/net mounted elsewhere, because its own is read-only.
+	ProcSys string
+	// Log hears of what happens in the background; nil: the standard logger.
+	Log *logrus.Entry
+}
+
+// Kernel is one network namespace of the kernel. It is safe for concurrent use.
+type Kernel struct {
+	tableList []*nft.Table
+	sets      map[string]setType // by family and name
+	mark      uint32             // of Admit
+	sockets   Sockets
+	procSys   string
+	ipv6      bool
+	log       *logrus.Entry
+	namespace *os.File
+
+	nft    *socket
+	route  *socket
+	slow   *socket         // for deletions, which keep others waiting
+	handle *netlink.Handle // for lists of routes and of tracked connections
+
+	life    context.Context // ends with Close
+	end     context.CancelFunc
+	running sync.WaitGroup // what goes on in the background
+
+	doing     sync.RWMutex // held for reading while operations are carried out
+	tables    sync.RWMutex // held for writing while a table is made anew with its elements
+	born      sync.RWMutex // held for reading while a link is made, for writing while the doomed are deleted
+	reaper    worker
+	forgetter worker
+	stale     publications
+	believed  beliefs
+}
+
+// New opens the calling thread's network namespace. Links that an earlier process left doomed are
+// deleted in the background.
+func New(c Config) (*Kernel, error) {
+	k := &Kernel{
+		tableList: c.Tables, sets: map[string]setType{}, mark: markOf(c.Tables),
+		sockets: c.Sockets, procSys: c.ProcSys, log: c.Log,
+	}
+	if k.procSys == "" {
+		k.procSys = "/proc/sys"
+	}
+	if k.log == nil {
+		k.log = logrus.NewEntry(logrus.StandardLogger())
+	}
+	for _, t := range c.Tables {
+		if _, err := compileTable(t); err != nil {
+			return nil, err
+		}
+		for _, s := range t.Sets {
+			typed, err := setTypeOf(t.Name, s)
+			if err != nil {
+				return nil, fmt.Errorf("table %s %s: %w", t.Family, t.Name, err)
+			}
+			k.sets[string(t.Family)+" "+s.Name] = typed
+		}
+	}
+	if err := k.open(); err != nil {
+		return nil, errors.Join(err, k.closeFiles())
+	}
+	_, err := os.Stat(filepath.Join(k.procSys, "net/ipv6/conf"))
+	k.ipv6 = err == nil
+	k.life, k.end = context.WithCancel(context.Background())
+	k.reaper = k.startWorker("delete links", k.reap)
+	k.forgetter = k.startWorker("forget connections to ports that are no longer published", k.forgetFlows)
+	k.reaper.wake()
+	return k, nil
+}
+
+func (k *Kernel) open() (err error) {
+	if k.namespace, err = os.Open(threadNamespace); err != nil {
+		return err
+	}
+	if k.nft, err = dial(unix.NETLINK_NETFILTER); err != nil {
+		return err
+	}
+	if k.route, err = dial(unix.NETLINK_ROUTE); err != nil {
+		return err
+	}
+	if k.slow, err = dial(unix.NETLINK_ROUTE); err != nil {
+		return err
+	}
+	k.handle, err = netlink.NewHandle(unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER)
+	return err
+}
+
+// Close ends the background work. What is doomed is left for the next process.
+func (k *Kernel) Close() error {
+	k.end()
+	k.running.Wait()
+	return k.closeFiles()
+}
+
+func (k *Kernel) closeFiles() error {
+	var err error
+	for _, s := range []*socket{k.nft, k.route, k.slow} {
+		if s != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}
+	if k.handle != nil {
+		k.handle.Close()
+	}
+	if k.namespace != nil {
+		err = errors.Join(err, k.namespace.Close())
+	}
+	return err
+}
+
+// Observe looks up what the keys name, each by itself: it costs the same however much else there
+// is. What is not there, and what does not bear our mark, is not in the state.
+func (k *Kernel) Observe(ctx context.Context, keys []plan.Key) (plan.State, error) {
+	out := plan.State{}
+	var links []string
+	var elements, addresses []plan.Key
+	var held map[plan.Key]plan.HostPort
+	for _, key := range keys {
+		var err error
+		switch key.Kind {
+		case plan.KindTable:
+			err = k.observeTableKey(ctx, key, out)
+		case plan.KindAdmit:
+			err = k.observeAdmit(ctx, key.Name, out)
+		case plan.KindBridge, plan.KindVeth:
+			links = append(links, key.Name)
+		case plan.KindAddress:
+			addresses = append(addresses, key)
+		case plan.KindSysctl:
+			err = k.observeSysctl(key.Name, out)
+		case plan.KindElement:
+			elements = append(elements, key)
+		case plan.KindHostPort:
+			if held == nil {
+				held = k.held()
+			}
+			if port, ok := held[key]; ok {
+				out.Add(port)
+			}
+		default:
+			err = fmt.Errorf("kind %q is not known", key.Kind)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	err := errors.Join(
+		k.observeLinks(ctx, links, out),
+		k.observeAddressKeys(ctx, addresses, out),
+		k.observeElements(ctx, elements, out))
+	return out, err
+}
+
+func (k *Kernel) held() map[plan.Key]plan.HostPort {
+	out := map[plan.Key]plan.HostPort{}
+	if k.sockets != nil {
+		for _, p := range k.sockets.Held() {
+			out[p.Key()] = p
+		}
+	}
+	return out
+}
+
+func (k *Kernel) observeTableKey(ctx context.Context, key plan.Key, out plan.State) error {
+	for _, t := range k.tableList {
+		if (plan.Table{Table: t}).Key() != key {
+			continue
+		}
+		o, err := k.observeTable(ctx, t)
+		if err != nil {
+			return fmt.Errorf("%s: %w", key, err)
+		}
+		if o != nil {
+			out.Add(o)
+		}
+		return nil
+	}
+	return fmt.Errorf("%s is none of ours", key)
+}
+
+// ObserveAll lists everything that bears our mark, and looks up what the keys in also name beside
+// it: settings that we share with others, such as sysctls and Admit.
+func (k *Kernel) ObserveAll(ctx context.Context, also []plan.Key) (plan.State, error) {
+	keys := make([]plan.Key, 0, len(k.tableList)+len(also))
+	for _, t := range k.tableList {
+		keys = append(keys, plan.Table{Table: t}.Key())
+	}
+	for _, key := range also {
+		if key.Kind == plan.KindSysctl || key.Kind == plan.KindAdmit {
+			keys = append(keys, key)
+		}
+	}
+	at := k.believed.now()
+	out, err := k.Observe(ctx, keys)
+	if err != nil {
+		return nil, err
+	}
+	all, err := k.listLinks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	names, ours := map[int32]string{}, map[int32]string{}
+	for _, l := range all {
+		names[l.index] = l.name
+	}
+	for _, l := range all {
+		if l.ours() {
+			ours[l.index] = l.name
+			out.Add(l.object(names[l.master]))
+		}
+	}
+	for _, port := range k.held() {
+		out.Add(port)
+	}
+	err = errors.Join(
+		k.observeAddresses(ctx, 0, ours, out),
+		k.observeAllElements(ctx, out))
+	if err == nil {
+		k.believed.saw(out, at)
+	}
+	return out, err
+}
+
+// Do carries operations out in order, and stops at the first that fails: the error says which. A
+// run of operations on tables and elements is carried out tables first, and its elements in one
+// transaction: all or none. Adding what is there and deleting what is not are fine.
+func (k *Kernel) Do(ctx context.Context, ops []plan.Op) error {
+	k.doing.RLock()
+	defer k.doing.RUnlock()
+	for len(ops) > 0 {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		n := 0
+		for n < len(ops) && isNFT(ops[n].Object) {
+			n++
+		}
+		if n > 0 {
+			if err := k.doNFT(ctx, ops[:n]); err != nil {
+				return err
+			}
+			ops = ops[n:]
+			continue
+		}
+		if err := k.do(ctx, ops[0]); err != nil {
+			return fmt.Errorf("%s: %w", ops[0], err)
+		}
+		k.believed.did(ops[0])
+		ops = ops[1:]
+	}
+	return nil
+}
+
+func isNFT(o plan.Object) bool {
+	switch o.(type) {
+	case plan.Table, plan.Element:
+		return true
+	}
+	return false
+}
+
+// doNFT carries out operations on tables and elements. Tables that come are there before their
+// elements, and those that go take theirs with them.
+func (k *Kernel) doNFT(ctx context.Context, ops []plan.Op) error {
+	var elements []plan.Op
+	gone := map[nft.Family]bool{}
+	for _, op := range ops {
+		t, ok := op.Object.(plan.Table)
+		if !ok {
+			continue
+		}
+		var err error
+		if op.Verb == plan.Delete {
+			gone[t.Family] = true
+			err = k.deleteTable(ctx, t.Table)
+		} else {
+			err = k.putTable(ctx, t.Table)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", op, err)
+		}
+	}
+	for _, op := range ops {
+		e, ok := op.Object.(plan.Element)
+		if ok && !(op.Verb == plan.Delete && gone[e.Set.Family]) {
+			elements = append(elements, op)
+		}
+	}
+	if len(elements) == 0 {
+		return nil
+	}
+	return k.putElements(ctx, elements)
+}
+
+func (k *Kernel) do(ctx context.Context, op plan.Op) error {
+	if _, ok := op.Object.(plan.HostPort); ok && k.sockets == nil {
+		return errors.New("nobody is there to hold ports")
+	}
+	if op.Verb == plan.Delete {
+		return k.deleteObject(ctx, op.Object)
+	}
+	switch o := op.Object.(type) {
+	case plan.Bridge:
+		return k.putBridge(ctx, o)
+	case plan.Veth:
+		return k.putVeth(ctx, o)
+	case plan.Address:
+		return k.putAddress(ctx, o)
+	case plan.Sysctl:
+		return k.putSysctl(o)
+	case plan.Admit:
+		return k.putAdmit(ctx, o)
+	case plan.HostPort:
+		if old, ok := op.Old.(plan.HostPort); ok {
+			if err := k.sockets.Release(old); err != nil {
+				return err
+			}
+		}
+		return k.sockets.Hold(o)
+	}
+	return fmt.Errorf("%T is not known", op.Object)
+}

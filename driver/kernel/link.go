@@ -1,0 +1,376 @@
+package kernel
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/dockway/dockway/driver/plan"
+)
+
+// The marks of ownership: a link is ours when its name and its alias both say so.
+const (
+	bridgePrefix = "dwb"
+	vethPrefix   = "dwv"
+	aliasPrefix  = "dockway "
+)
+
+// doomedGroup is the link group of links that are to be deleted. They keep their alias, so that
+// what a process has doomed the next one can reap.
+const doomedGroup = 0x6477
+
+const (
+	kindBridge = "bridge"
+	kindVeth   = "veth"
+
+	minMTU6         = 1280   // a link with less has no IPv6 (RFC 8200)
+	addrGenModeNone = 1      // IN6_ADDR_GEN_MODE_NONE
+	skipStats       = 1 << 3 // RTEXT_FILTER_SKIP_STATS
+)
+
+// A link is a network interface as rtnetlink(7) shows it.
+type link struct {
+	index    int32
+	name     string
+	alias    string
+	kind     string
+	mac      plan.MAC
+	mtu      int
+	master   int32
+	group    uint32
+	up       bool
+	isolated bool
+}
+
+// named reports whether the link has a name of the form that ours have.
+func (l *link) named() bool {
+	return strings.HasPrefix(l.name, bridgePrefix) || strings.HasPrefix(l.name, vethPrefix)
+}
+
+// ours reports whether the link bears our mark and is not to be deleted.
+func (l *link) ours() bool {
+	return l.named() && strings.HasPrefix(l.alias, aliasPrefix) && l.group != doomedGroup
+}
+
+// doomed reports whether the link is ours and is to be deleted. One without an alias was never
+// finished.
+func (l *link) doomed() bool {
+	return l.named() && (l.alias == "" || strings.HasPrefix(l.alias, aliasPrefix)) && l.group == doomedGroup
+}
+
+// linkBody is struct ifinfomsg and attributes.
+func linkBody(index int32, flags, change uint32, a attrs) []byte {
+	b := []byte{unix.AF_UNSPEC, 0, 0, 0}
+	b = append(b, native32(uint32(index))...)
+	b = append(b, native32(flags)...)
+	b = append(b, native32(change)...)
+	return append(b, a...)
+}
+
+func parseLink(body []byte) *link {
+	if len(body) < unix.SizeofIfInfomsg {
+		return nil
+	}
+	l := &link{
+		index: int32(binary.NativeEndian.Uint32(body[4:])),
+		up:    binary.NativeEndian.Uint32(body[8:])&unix.IFF_UP != 0,
+	}
+	for kind, value := range attributes(body[unix.SizeofIfInfomsg:]) {
+		switch kind {
+		case unix.IFLA_IFNAME:
+			l.name = text(value)
+		case unix.IFLA_IFALIAS:
+			l.alias = text(value)
+		case unix.IFLA_ADDRESS:
+			copy(l.mac[:], value)
+		case unix.IFLA_MTU:
+			l.mtu = int(binary.NativeEndian.Uint32(value))
+		case unix.IFLA_MASTER:
+			l.master = int32(binary.NativeEndian.Uint32(value))
+		case unix.IFLA_GROUP:
+			l.group = binary.NativeEndian.Uint32(value)
+		case unix.IFLA_LINKINFO:
+			k, _ := attribute(value, unix.IFLA_INFO_KIND)
+			l.kind = text(k)
+			port, _ := attribute(value, unix.IFLA_INFO_SLAVE_DATA)
+			isolated, ok := attribute(port, unix.IFLA_BRPORT_ISOLATED)
+			l.isolated = ok && isolated[0] != 0
+		}
+	}
+	return l
+}
+
+// links looks links up by name, nil for those that are not there.
+func (k *Kernel) links(ctx context.Context, names ...string) ([]*link, error) {
+	requests := make([]message, len(names))
+	for i, name := range names {
+		requests[i] = message{kind: unix.RTM_GETLINK, body: linkBody(0, 0, 0, attrs{}.
+			str(unix.IFLA_IFNAME, name).u32(unix.IFLA_EXT_MASK, skipStats))}
+	}
+	return k.getLinks(ctx, requests)
+}
+
+// linksByIndex is links by number.
+func (k *Kernel) linksByIndex(ctx context.Context, indices ...int32) ([]*link, error) {
+	requests := make([]message, len(indices))
+	for i, index := range indices {
+		requests[i] = message{kind: unix.RTM_GETLINK, body: linkBody(index, 0, 0, attrs{}.u32(unix.IFLA_EXT_MASK, skipStats))}
+	}
+	return k.getLinks(ctx, requests)
+}
+
+func (k *Kernel) getLinks(ctx context.Context, requests []message) ([]*link, error) {
+	out := make([]*link, 0, len(requests))
+	for len(requests) > 0 {
+		n := min(len(requests), lookUps)
+		replies, err := k.route.exchange(ctx, requests[:n]...)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range replies {
+			switch {
+			case isGone(r.err):
+				out = append(out, nil)
+			case r.err != nil:
+				return nil, fmt.Errorf("look link up: %w", r.err)
+			default:
+				out = append(out, parseLink(r.bodies[0]))
+			}
+		}
+		requests = requests[n:]
+	}
+	return out, nil
+}
+
+// isGone reports whether a link or address is not there (any more).
+func isGone(err error) bool {
+	return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.EADDRNOTAVAIL)
+}
+
+// link looks one link up: nil when there is none.
+func (k *Kernel) link(ctx context.Context, name string) (*link, error) {
+	found, err := k.links(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return found[0], nil
+}
+
+// listLinks lists all links of the namespace, without their counters.
+func (k *Kernel) listLinks(ctx context.Context) ([]*link, error) {
+	bodies, err := k.route.dump(ctx, unix.RTM_GETLINK, linkBody(0, 0, 0, attrs{}.u32(unix.IFLA_EXT_MASK, skipStats)))
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	out := make([]*link, 0, len(bodies))
+	for _, body := range bodies {
+		if l := parseLink(body); l != nil {
+			out = append(out, l)
+		}
+	}
+	return out, nil
+}
+
+// object is the plan's view of a link of ours. A link of the wrong kind is shown under the kind
+// that its name promises, with nothing right about it.
+func (l *link) object(master string) plan.Object {
+	if strings.HasPrefix(l.name, bridgePrefix) {
+		if l.kind != kindBridge {
+			return plan.Bridge{Name: l.name, Alias: l.alias}
+		}
+		return plan.Bridge{Name: l.name, Alias: l.alias, MAC: l.mac, MTU: l.mtu, Up: l.up}
+	}
+	if l.kind != kindVeth {
+		return plan.Veth{Name: l.name, Alias: l.alias}
+	}
+	return plan.Veth{Name: l.name, Alias: l.alias, Bridge: master, MTU: l.mtu, Isolated: l.isolated, Up: l.up}
+}
+
+// observeLinks looks links up by name. What does not bear our mark is not observed.
+func (k *Kernel) observeLinks(ctx context.Context, names []string, out plan.State) error {
+	found, err := k.links(ctx, names...)
+	if err != nil {
+		return err
+	}
+	var ours []*link
+	var masters []int32
+	for _, l := range found {
+		if l != nil && l.ours() {
+			ours = append(ours, l)
+			masters = append(masters, l.master)
+		}
+	}
+	bridges, err := k.linksByIndex(ctx, nonZero(masters)...)
+	if err != nil {
+		return err
+	}
+	byIndex := map[int32]string{}
+	for _, b := range bridges {
+		if b != nil {
+			byIndex[b.index] = b.name
+		}
+	}
+	for _, l := range ours {
+		out.Add(l.object(byIndex[l.master]))
+	}
+	return nil
+}
+
+func nonZero(list []int32) []int32 {
+	seen := map[int32]bool{0: true}
+	var out []int32
+	for _, v := range list {
+		if !seen[v] {
+			seen[v] = true
+			out = append(out, v)
+		}
+	}
+	return out
+}
+
+// ForeignError says that a name that dockway needs is taken by something that is not dockway's.
+type ForeignError struct{ Name, Alias string }
+
+func (e *ForeignError) Error() string {
+	return fmt.Sprintf("link %s exists and is not dockway's (alias %q): it is left alone", e.Name, e.Alias)
+}
+
+// mine looks a link of ours up: nil when there is none, or one that is doomed.
+func (k *Kernel) mine(ctx context.Context, name string) (*link, error) {
+	l, err := k.link(ctx, name)
+	if err != nil || l == nil {
+		return nil, err
+	}
+	if l.doomed() {
+		return nil, nil
+	}
+	if !l.ours() {
+		return nil, &ForeignError{Name: name, Alias: l.alias}
+	}
+	return l, nil
+}
+
+// putLink makes a link, or makes one of ours that is there what the plan wants: that may first
+// have to be prepared for what is configured then.
+func (k *Kernel) putLink(ctx context.Context, name, kind string, create, configure message, prepare ...message) error {
+	for range 2 {
+		err := k.newLink(ctx, name, create, configure)
+		if !errors.Is(err, unix.EEXIST) {
+			return err
+		}
+		l, err := k.link(ctx, name)
+		switch {
+		case err != nil:
+			return err
+		case l == nil: // gone since
+		case l.doomed():
+			if err := k.reap(ctx); err != nil {
+				return err
+			}
+		case !l.ours():
+			return &ForeignError{Name: name, Alias: l.alias}
+		case l.kind != kind:
+			if _, err := k.route.request(ctx, deleteLink(name)); err != nil {
+				return err
+			}
+		default:
+			for _, step := range append(prepare, configure) {
+				if _, err := k.route.request(ctx, step); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+	return fmt.Errorf("link %s: %w", name, unix.EEXIST)
+}
+
+// newLink makes a link. The kernel cannot give it its mark in the same step: so it is born doomed,
+// and if this process dies before the next step, the link does too.
+func (k *Kernel) newLink(ctx context.Context, name string, create, configure message) error {
+	k.born.RLock()
+	defer k.born.RUnlock()
+	if _, err := k.route.request(ctx, create); err != nil {
+		return err
+	}
+	_, err := k.route.request(ctx, configure)
+	if err != nil {
+		k.reaper.wake()
+	}
+	return err
+}
+
+func deleteLink(name string) message {
+	return message{kind: unix.RTM_DELLINK, flags: unix.NLM_F_ACK, body: linkBody(0, 0, 0, attrs{}.str(unix.IFLA_IFNAME, name))}
+}
+
+func createLink(name string, a attrs) message {
+	return message{kind: unix.RTM_NEWLINK, flags: unix.NLM_F_ACK | unix.NLM_F_CREATE | unix.NLM_F_EXCL,
+		body: linkBody(0, 0, 0, append(attrs{}.str(unix.IFLA_IFNAME, name).u32(unix.IFLA_GROUP, doomedGroup), a...))}
+}
+
+func changeLink(name string, up bool, a attrs) message {
+	var flags uint32
+	if up {
+		flags = unix.IFF_UP
+	}
+	return message{kind: unix.RTM_NEWLINK, flags: unix.NLM_F_ACK,
+		body: linkBody(0, flags, unix.IFF_UP, append(attrs{}.str(unix.IFLA_IFNAME, name).u32(unix.IFLA_GROUP, 0), a...))}
+}
+
+// withoutAutoconf keeps the kernel from giving the link an IPv6 address of its own: addresses on
+// our links are those in the plan.
+func (k *Kernel) withoutAutoconf(a attrs, mtu int) attrs {
+	if !k.ipv6 || mtu < minMTU6 {
+		return a
+	}
+	return a.nest(unix.IFLA_AF_SPEC, attrs{}.nest(unix.AF_INET6, attrs{}.u8(unix.IFLA_INET6_ADDR_GEN_MODE, addrGenModeNone)))
+}
+
+func (k *Kernel) putBridge(ctx context.Context, b plan.Bridge) error {
+	create := createLink(b.Name, attrs{}.put(unix.IFLA_ADDRESS, b.MAC[:]).
+		nest(unix.IFLA_LINKINFO, attrs{}.str(unix.IFLA_INFO_KIND, kindBridge).
+			nest(unix.IFLA_INFO_DATA, attrs{}.
+				u32(unix.IFLA_BR_FORWARD_DELAY, 0).u32(unix.IFLA_BR_STP_STATE, 0))))
+	configure := changeLink(b.Name, b.Up, k.withoutAutoconf(attrs{}.
+		put(unix.IFLA_ADDRESS, b.MAC[:]).u32(unix.IFLA_MTU, uint32(b.MTU)).str(unix.IFLA_IFALIAS, b.Alias), b.MTU))
+	return k.putLink(ctx, b.Name, kindBridge, create, configure)
+}
+
+func (k *Kernel) putVeth(ctx context.Context, v plan.Veth) error {
+	bridge, err := k.mine(ctx, v.Bridge)
+	if err != nil {
+		return err
+	}
+	if bridge == nil {
+		return fmt.Errorf("bridge %s: %w", v.Bridge, unix.ENODEV)
+	}
+	mtu := uint32(v.MTU)
+	peer := attrs{}.str(unix.IFLA_IFNAME, v.Peer).put(unix.IFLA_ADDRESS, v.PeerMAC[:]).u32(unix.IFLA_MTU, mtu)
+	create := createLink(v.Name, attrs{}.
+		u32(unix.IFLA_MTU, mtu).u32(unix.IFLA_MASTER, uint32(bridge.index)).
+		nest(unix.IFLA_LINKINFO, attrs{}.str(unix.IFLA_INFO_KIND, kindVeth).
+			nest(unix.IFLA_INFO_DATA, attrs{}.nest(nl.VETH_INFO_PEER, linkBody(0, 0, 0, peer)))))
+	// What a port is told goes to the switch that it is on already.
+	enslave := message{kind: unix.RTM_NEWLINK, flags: unix.NLM_F_ACK,
+		body: linkBody(0, 0, 0, attrs{}.str(unix.IFLA_IFNAME, v.Name).u32(unix.IFLA_MASTER, uint32(bridge.index)))}
+	// Hairpin, so that a container reaches a published port of its own: what comes back to the
+	// port that it came from is its own packet, after DNAT, on hosts with bridge-nf-call-iptables.
+	configure := changeLink(v.Name, v.Up, k.withoutAutoconf(attrs{}.
+		u32(unix.IFLA_MTU, mtu).str(unix.IFLA_IFALIAS, v.Alias).
+		nest(unix.IFLA_LINKINFO, attrs{}.str(unix.IFLA_INFO_SLAVE_KIND, kindBridge).
+			nest(unix.IFLA_INFO_SLAVE_DATA, attrs{}.u8(unix.IFLA_BRPORT_MODE, 1).u8(unix.IFLA_BRPORT_ISOLATED, flag(v.Isolated)))), v.MTU))
+	return k.putLink(ctx, v.Name, kindVeth, create, configure, enslave)
+}
+
+func flag(b bool) uint8 {
+	if b {
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,100 @@
+package kernel
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/dockway/dockway/driver/plan"
+)
+
+// Routes lists the routes of the main table, IPv4 and IPv6, default routes left out. A route of no
+// link, such as a blackhole, has an empty link.
+func (k *Kernel) Routes(ctx context.Context) ([]plan.Route, error) {
+	all, err := k.routes(ctx)
+	return slices.DeleteFunc(all, func(r plan.Route) bool { return r.Prefix.Bits() == 0 }), err
+}
+
+// Uplinks names the links that carry a default route, sorted.
+func (k *Kernel) Uplinks(ctx context.Context) ([]string, error) {
+	all, err := k.routes(ctx)
+	var out []string
+	for _, r := range all {
+		if r.Prefix.Bits() == 0 && r.Link != "" {
+			out = append(out, r.Link)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out), err
+}
+
+// routes lists the main table, a route of several hops once for each.
+func (k *Kernel) routes(ctx context.Context) ([]plan.Route, error) {
+	all, err := k.mainTable(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []plan.Route
+	var indices []int32 // of out
+	for _, r := range all {
+		prefix, ok := prefixOf(r.Dst)
+		if !ok {
+			continue
+		}
+		hops := r.MultiPath
+		if len(hops) == 0 {
+			hops = []*netlink.NexthopInfo{{LinkIndex: r.LinkIndex, Gw: r.Gw, Via: r.Via}}
+		}
+		for _, hop := range hops {
+			out = append(out, plan.Route{Prefix: prefix, OnLink: hop.LinkIndex != 0 && hop.Gw == nil && hop.Via == nil})
+			indices = append(indices, int32(hop.LinkIndex))
+		}
+	}
+	links, err := k.linksByIndex(ctx, nonZero(indices)...)
+	if err != nil {
+		return nil, err
+	}
+	names := map[int32]string{}
+	for _, l := range links {
+		if l != nil {
+			names[l.index] = l.name
+		}
+	}
+	for i := range out {
+		out[i].Link = names[indices[i]]
+	}
+	return out, nil
+}
+
+func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	bits, size := n.Mask.Size()
+	address, ok := netip.AddrFromSlice(n.IP)
+	if size == 32 {
+		address = address.Unmap()
+	}
+	return netip.PrefixFrom(address, bits), ok && size > 0
+}
+
+func (k *Kernel) mainTable(ctx context.Context) ([]netlink.Route, error) {
+	for range dumpRetries {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		routes, err := k.handle.RouteListFiltered(netlink.FAMILY_ALL, nil, 0)
+		if err == nil {
+			return routes, nil
+		}
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return nil, fmt.Errorf("list routes: %w", err)
+		}
+	}
+	return nil, fmt.Errorf("list routes: %w", netlink.ErrDumpInterrupted)
+}

@@ -1,0 +1,387 @@
+package kernel
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/dockway/dockway/driver/plan"
+)
+
+// Watch ticks when the kernel no longer holds what ObserveAll last saw and Do last did: a link or an
+// address of ours was changed, rules or elements were, Docker's chain was, or other links carry the
+// default routes. What this Kernel does itself does not tick. Ticks that are not read become one.
+// Events that were lost tick too. The channel is closed when ctx ends or the Kernel is closed.
+//
+// Sysctls send no events.
+func (k *Kernel) Watch(ctx context.Context) (<-chan struct{}, error) {
+	w := &watcher{k: k, events: make(chan event), ticks: make(chan struct{}, 1), names: map[int32]string{}}
+	var err error
+	if w.uplinks, err = k.Uplinks(ctx); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	context.AfterFunc(k.life, cancel)
+	for _, source := range []eventSource{
+		{unix.NETLINK_ROUTE, []int{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE}, routeEvent},
+		{unix.NETLINK_NETFILTER, []int{unix.NFNLGRP_NFTABLES}, k.nftEvent},
+	} {
+		s, err := k.subscribe(source)
+		if err != nil {
+			cancel()
+			return nil, fmt.Errorf("watch: %w", err)
+		}
+		k.running.Go(func() { w.read(ctx, source, s) })
+	}
+	all, err := k.listLinks(ctx)
+	if err != nil {
+		cancel()
+		return nil, fmt.Errorf("watch: %w", err)
+	}
+	for _, l := range all {
+		if l.ours() {
+			w.names[l.index] = l.name
+		}
+	}
+	k.running.Go(func() {
+		defer cancel()
+		defer close(w.ticks)
+		w.collect(ctx)
+	})
+	return w.ticks, nil
+}
+
+// settleTime is how long after a first event others are waited for.
+const settleTime = 20 * time.Millisecond
+
+// An event is what one message tells.
+type event struct {
+	link    *link // a link that has changed; only index when it is an address of it that has
+	deleted bool
+	address bool
+	route   bool // a default route
+	rules   bool // something of nftables that matters
+	lost    bool // events were lost
+}
+
+type eventSource struct {
+	protocol int
+	groups   []int
+	parse    func(h unix.NlMsghdr, body []byte) (event, bool)
+}
+
+func (k *Kernel) subscribe(source eventSource) (s *socket, err error) {
+	err = k.inside(func() error {
+		s, err = dial(source.protocol, source.groups...)
+		return err
+	})
+	return s, err
+}
+
+// A watcher turns events into ticks.
+type watcher struct {
+	k       *Kernel
+	events  chan event
+	ticks   chan struct{}
+	names   map[int32]string // of links of ours
+	uplinks []string
+}
+
+// read passes events on until the context ends. A socket that fails is replaced.
+func (w *watcher) read(ctx context.Context, source eventSource, s *socket) {
+	pass := func(e event) {
+		select {
+		case w.events <- e:
+		case <-ctx.Done():
+		}
+	}
+	stop := context.AfterFunc(ctx, func() { s.Close() })
+	for ctx.Err() == nil {
+		n, err := s.file.Read(s.buf)
+		switch {
+		case err == nil:
+			for h, body := range messages(s.buf[:n]) {
+				if e, ok := source.parse(h, body); ok {
+					pass(e)
+				}
+			}
+		case ctx.Err() != nil:
+		case errors.Is(err, unix.ENOBUFS):
+			pass(event{lost: true})
+		default:
+			w.k.log.WithError(err).Warn("netlink events cannot be read; opening the socket anew")
+			stop()
+			s.Close()
+			pause(ctx, retryTime)
+			if again, err := w.k.subscribe(source); err == nil {
+				s = again
+			}
+			stop = context.AfterFunc(ctx, func() { s.Close() })
+			pass(event{lost: true})
+		}
+	}
+	stop()
+	s.Close()
+}
+
+// routeEvent reads rtnetlink(7) events.
+func routeEvent(h unix.NlMsghdr, body []byte) (event, bool) {
+	switch h.Type {
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		l := parseLink(body)
+		return event{link: l, deleted: h.Type == unix.RTM_DELLINK}, l != nil
+	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		if len(body) < unix.SizeofIfAddrmsg {
+			return event{}, false
+		}
+		index := int32(binary.NativeEndian.Uint32(body[4:]))
+		return event{link: &link{index: index}, address: true}, true
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
+		isDefault := len(body) >= unix.SizeofRtMsg && body[1] == 0 && body[4] == unix.RT_TABLE_MAIN
+		return event{route: true}, isDefault
+	}
+	return event{}, false
+}
+
+// nftEvent reads events of nf_tables: those about tables of ours that are not our own doing, and
+// those about Docker's chain. The attributes of every kind of message begin with the table's name.
+func (k *Kernel) nftEvent(h unix.NlMsghdr, body []byte) (event, bool) {
+	if len(body) < nfgenSize || h.Pid == k.nft.port {
+		return event{}, false
+	}
+	family, body := body[0], body[nfgenSize:]
+	name := func(kind uint16) string {
+		value, _ := attribute(body, kind)
+		return text(value)
+	}
+	table := name(unix.NFTA_TABLE_NAME)
+	kind := int(h.Type & 0xff)
+	for _, t := range k.tableList {
+		if nfFamily(t.Family) != family || t.Name != table {
+			continue
+		}
+		if kind == unix.NFT_MSG_NEWSETELEM || kind == unix.NFT_MSG_DELSETELEM {
+			s := k.sets[string(t.Family)+" "+name(unix.NFTA_SET_ELEM_LIST_SET)]
+			return event{rules: true}, s.Set == nil || !s.Dynamic
+		}
+		return event{rules: true}, true
+	}
+	if table != filterTable || family != unix.NFPROTO_IPV4 && family != unix.NFPROTO_IPV6 {
+		return event{}, false
+	}
+	switch kind {
+	case unix.NFT_MSG_DELTABLE:
+		return event{rules: true}, true
+	case unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_DELCHAIN:
+		return event{rules: true}, name(unix.NFTA_CHAIN_NAME) == dockerUser
+	case unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE:
+		return event{rules: true}, name(unix.NFTA_RULE_CHAIN) == dockerUser
+	}
+	return event{}, false
+}
+
+// collect gathers events that come together, looks at what they are about, and ticks.
+func (w *watcher) collect(ctx context.Context) {
+	for {
+		var d dirt
+		select {
+		case <-ctx.Done():
+			return
+		case e := <-w.events:
+			w.note(&d, e)
+		}
+		if d.clean() {
+			continue
+		}
+		settled := time.NewTimer(settleTime)
+		for waiting := true; waiting; {
+			select {
+			case <-ctx.Done():
+				settled.Stop()
+				return
+			case e := <-w.events:
+				w.note(&d, e)
+			case <-settled.C:
+				waiting = false
+			}
+		}
+		if w.matters(ctx, d) {
+			select {
+			case w.ticks <- struct{}{}:
+			default:
+			}
+		}
+	}
+}
+
+// dirt is what has to be looked at.
+type dirt struct {
+	links  []string
+	routes bool
+	tick   bool // nothing has to be looked at: it matters
+}
+
+func (d dirt) clean() bool { return len(d.links) == 0 && !d.routes && !d.tick }
+
+func (w *watcher) note(d *dirt, e event) {
+	switch {
+	case e.rules, e.lost:
+		d.tick = true
+	case e.route:
+		d.routes = true
+	case e.address:
+		if name, ok := w.names[e.link.index]; ok {
+			d.links = append(d.links, name)
+		}
+	default:
+		d.routes = d.routes || slices.Contains(w.uplinks, e.link.name)
+		if old, ok := w.names[e.link.index]; ok {
+			d.links = append(d.links, old)
+		}
+		switch {
+		case e.deleted:
+			delete(w.names, e.link.index)
+		case e.link.ours():
+			w.names[e.link.index] = e.link.name
+			d.links = append(d.links, e.link.name)
+		}
+	}
+}
+
+// matters looks whether the kernel still holds what it should.
+func (w *watcher) matters(ctx context.Context, d dirt) bool {
+	tick := d.tick
+	if d.routes {
+		uplinks, err := w.k.Uplinks(ctx)
+		tick = tick || err != nil || !slices.Equal(uplinks, w.uplinks)
+		w.uplinks = uplinks
+	}
+	if tick {
+		return true
+	}
+	slices.Sort(d.links)
+	for _, name := range slices.Compact(d.links) {
+		if !w.k.believed.holds(ctx, w.k, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// beliefs are what links of ours and their addresses should be: what ObserveAll last saw, and Do
+// has done since. Only Watch asks.
+type beliefs struct {
+	sync.Mutex
+	clock  uint64
+	byLink map[string]map[plan.Key]belief
+}
+
+type belief struct {
+	object plan.Object
+	since  uint64
+}
+
+// linkOf is the link that an object is, or is on.
+func linkOf(o plan.Object) (name string, isLink bool) {
+	switch o := o.(type) {
+	case plan.Bridge:
+		return o.Name, true
+	case plan.Veth:
+		return o.Name, true
+	case plan.Address:
+		return o.Link, false
+	}
+	return "", false
+}
+
+// now is the time before an observation.
+func (b *beliefs) now() uint64 {
+	b.Lock()
+	defer b.Unlock()
+	return b.clock
+}
+
+// did takes note of an operation.
+func (b *beliefs) did(op plan.Op) {
+	name, isLink := linkOf(op.Object)
+	if name == "" {
+		return
+	}
+	b.Lock()
+	defer b.Unlock()
+	b.clock++
+	switch {
+	case op.Verb == plan.Delete && isLink:
+		delete(b.byLink, name)
+	case op.Verb == plan.Delete:
+		delete(b.byLink[name], op.Object.Key())
+	default:
+		b.put(op.Object)
+	}
+}
+
+func (b *beliefs) put(o plan.Object) {
+	name, _ := linkOf(o)
+	if name == "" {
+		return
+	}
+	if b.byLink == nil {
+		b.byLink = map[string]map[plan.Key]belief{}
+	}
+	if b.byLink[name] == nil {
+		b.byLink[name] = map[plan.Key]belief{}
+	}
+	b.byLink[name][o.Key()] = belief{o, b.clock}
+}
+
+// saw takes note of all that there was at a time; what has been done since counts for more.
+func (b *beliefs) saw(s plan.State, at uint64) {
+	b.Lock()
+	defer b.Unlock()
+	old := b.byLink
+	b.byLink = nil
+	for _, o := range s {
+		b.put(o)
+	}
+	for name, objects := range old {
+		for key, belief := range objects {
+			if belief.since > at {
+				delete(b.byLink[name], key)
+				b.put(belief.object)
+			}
+		}
+	}
+}
+
+// holds reports whether a link and its addresses are as believed. It waits for operations that are
+// under way.
+func (b *beliefs) holds(ctx context.Context, k *Kernel, name string) bool {
+	k.doing.Lock()
+	defer k.doing.Unlock()
+	observed := plan.State{}
+	if err := k.observeLinks(ctx, []string{name}, observed); err != nil {
+		return false
+	}
+	l, err := k.link(ctx, name)
+	if err != nil {
+		return false
+	}
+	if l != nil && len(observed) > 0 {
+		if err := k.observeAddresses(ctx, l.index, map[int32]string{l.index: name}, observed); err != nil {
+			return false
+		}
+	}
+	wanted := plan.State{}
+	b.Lock()
+	for _, belief := range b.byLink[name] {
+		wanted.Add(belief.object)
+	}
+	b.Unlock()
+	return len(plan.Diff(observed, wanted)) == 0
+}
