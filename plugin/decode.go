@@ -79,6 +79,17 @@ func cut(s string) string {
 // quote is cut for text that somebody else chose.
 func quote(s string) string { return fmt.Sprintf("%q", cut(s)) }
 
+// word is text that needs no quotes in a message.
+var word = regexp.MustCompile(`^[!-~]{1,64}$`)
+
+// plain is quote for text that usually is a word.
+func plain(s string) string {
+	if word.MatchString(s) {
+		return s
+	}
+	return quote(s)
+}
+
 // identifier is an engine's ID: 64 hexadecimal digits, or 25 letters and digits from swarm.
 var identifier = regexp.MustCompile(`^[0-9A-Za-z][0-9A-Za-z_-]{0,127}$`)
 
