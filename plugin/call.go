@@ -139,7 +139,7 @@ func (s *Server) record(name string, res result, took time.Duration) {
 		log.WithError(res.err).Warn("call failed")
 		return
 	}
-	log.Debug("call")
+	log.Debug("call answered")
 }
 
 // refusal is how both drivers' calls fail: the engine shows Err.
