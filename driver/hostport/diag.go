@@ -29,7 +29,8 @@ type diagSocket struct {
 	uid, inode    uint32
 }
 
-// openDiag opens a netlink socket in the thread's network namespace for diagnose; -1 when there is none to be had.
+// openDiag opens a netlink socket in the thread's network namespace for diagnose; -1 when there is
+// none to be had.
 func openDiag() int {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {
@@ -43,7 +44,8 @@ func openDiag() int {
 	return fd
 }
 
-// diagnose lists the sockets of the namespace that keep hp from being held. It fails when the kernel cannot show them.
+// diagnose lists the sockets of the namespace that keep hp from being held. It fails when the
+// kernel cannot show them.
 func diagnose(fd int, hp plan.HostPort) ([]diagSocket, error) {
 	proto, ok := map[string]uint8{tcp: unix.IPPROTO_TCP, udp: unix.IPPROTO_UDP, sctp: unix.IPPROTO_SCTP}[hp.Proto]
 	if !ok {

@@ -22,7 +22,8 @@ type holders struct {
 	owners  map[uint32]int // process by the inode of its socket
 }
 
-// fresh is how long a scan of all processes serves: one search for a free port meets many ports of one process.
+// fresh is how long a scan of all processes serves: one search for a free port meets many ports of
+// one process.
 const fresh = time.Second
 
 // of says who has the port, as far as it can be seen. diag is what openDiag returned; it is closed.
@@ -55,8 +56,8 @@ func (h *holders) of(hp plan.HostPort, diag int) string {
 	return who
 }
 
-// process names the process that has the socket open; empty when it cannot be seen, such as from a container
-// with its own process numbers.
+// process names the process that has the socket open; empty when it cannot be seen, such as from a
+// container with its own process numbers.
 func (h *holders) process(inode uint32) string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -75,8 +76,8 @@ func (h *holders) process(inode uint32) string {
 	return fmt.Sprintf("process %s (pid %d)", strings.TrimSpace(string(comm)), pid)
 }
 
-// socketOwners lists who has which socket open (proc(5), /proc/PID/fd). Processes that vanish meanwhile, or must not be looked
-// into, are left out.
+// socketOwners lists who has which socket open (proc(5), /proc/PID/fd). Processes that vanish
+// meanwhile, or must not be looked into, are left out.
 func socketOwners() map[uint32]int {
 	owners := map[uint32]int{}
 	for _, name := range names("/proc") {
@@ -130,8 +131,8 @@ func (s diagSocket) weight() int {
 	return 1
 }
 
-// inTheWay reports whether the socket excludes another on host (ip(7), ipv6(7): an IPv6 socket that is not
-// for IPv6 only takes IPv4's port as well).
+// inTheWay reports whether the socket excludes another on host (ip(7), ipv6(7): an IPv6 socket that
+// is not for IPv6 only takes IPv4's port as well).
 func (s diagSocket) inTheWay(host netip.Addr) bool {
 	host = host.Unmap()
 	if host.Is4() && s.local.Addr() == netip.IPv6Unspecified() {

@@ -49,6 +49,7 @@ func namespace(t testing.TB) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		addr.Flags = unix.IFA_F_NODAD // to be used at once
 		if err := netlink.AddrAdd(lo, addr); err != nil {
 			t.Fatalf("add %s: %v", a, err)
 		}
@@ -124,8 +125,8 @@ func startHere(t *testing.T, change ...func(*limits)) (*Ports, *lines) {
 	return p, out
 }
 
-// openFiles counts the process's descriptors. The pipes that Go keeps for splice(2) are not counted: they go
-// when the garbage collector says so.
+// openFiles counts the process's descriptors. The pipes that Go keeps for splice(2) are not
+// counted: they go when the garbage collector says so.
 func openFiles(t testing.TB) int {
 	t.Helper()
 	n := 0
@@ -222,7 +223,8 @@ func dialTCP(t testing.TB, to string) *net.TCPConn {
 	return c.(*net.TCPConn)
 }
 
-// serveUDP is a container's server that answers with the word, the client's port as it sees it, and what was sent.
+// serveUDP is a container's server that answers with the word, the client's port as it sees it, and
+// what was sent.
 func serveUDP(t testing.TB, at, word string) {
 	t.Helper()
 	c, err := net.ListenPacket("udp", at)

@@ -36,7 +36,8 @@ func limitsFor(files int) limits {
 	}
 }
 
-// raiseFileLimit raises the soft limit of open files to the hard one (getrlimit(2)) and returns what is allowed.
+// raiseFileLimit raises the soft limit of open files to the hard one (getrlimit(2)) and returns
+// what is allowed.
 func raiseFileLimit() (int, error) {
 	var r unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &r); err != nil {

@@ -140,7 +140,8 @@ func (l *loop) stop() { l.ending = true }
 
 // watch has w told when fd can be read.
 func (l *loop) watch(fd int, w watcher) error {
-	if err := unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}); err != nil {
+	event := unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(fd)}
+	if err := unix.EpollCtl(l.epoll, unix.EPOLL_CTL_ADD, fd, &event); err != nil {
 		return fmt.Errorf("watch a socket: %w", err) // ENOSPC: fs.epoll.max_user_watches, epoll(7)
 	}
 	l.watched[fd] = w

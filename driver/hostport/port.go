@@ -40,11 +40,15 @@ func (p *Ports) take(hp plan.HostPort) error {
 	n := number{hp.Proto, hp.Host.Port()}
 	for _, o := range p.held[n] {
 		if o.hp.Host == hp.Host {
-			o.hp.Target = hp.Target
+			if o.hp.Target != hp.Target {
+				o.hp.Target = hp.Target
+				o.dropFlows()
+			}
 			return nil
 		}
 		if overlap(o.hp.Host.Addr(), hp.Host.Addr()) {
-			return &plan.PortInUseError{Port: hp, Holder: fmt.Sprintf("dockway's host port %s/%s, published for %s", o.hp.Host, o.hp.Proto, o.hp.Target)}
+			holder := fmt.Sprintf("dockway's host port %s/%s, published for %s", o.hp.Host, o.hp.Proto, o.hp.Target)
+			return &plan.PortInUseError{Port: hp, Holder: holder}
 		}
 	}
 	fd, err := open(hp)
@@ -96,8 +100,9 @@ func (p *Ports) lost(o *port, err error) {
 	p.drop(o)
 }
 
-// overlap reports whether sockets on these addresses exclude one another (ip(7), bind rules as
-// for INADDR_ANY). IPv6 sockets of ours are for IPv6 only, so the families have nothing to do with one another.
+// overlap reports whether sockets on these addresses exclude one another (ip(7), bind rules as for
+// INADDR_ANY). IPv6 sockets of ours are for IPv6 only, so the families have nothing to do with one
+// another.
 func overlap(a, b netip.Addr) bool {
 	a, b = a.Unmap(), b.Unmap()
 	return a.Is4() == b.Is4() && (a == b || a.IsUnspecified() || b.IsUnspecified())

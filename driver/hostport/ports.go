@@ -6,9 +6,9 @@
 // route_localnet), and of IPv6 clients to a container that has only IPv4. A relayed container sees
 // the host's address, not the client's, and a relay ends with the process.
 //
-// It is not for deciding which ports are published, nor for reaching a container from outside.
-// SCTP ports are held, where the kernel has SCTP, but not relayed: the host's own clients reach
-// them at every address but loopback. Without SCTP in the kernel they are held against one another only.
+// It is not for deciding which ports are published, nor for reaching a container from outside. SCTP
+// ports are held, where the kernel has SCTP, but not relayed: the host's own clients reach them at
+// every address but loopback. Without SCTP in the kernel they are held against one another only.
 package hostport
 
 import (
@@ -98,8 +98,9 @@ func newPorts(log *logrus.Entry, l limits) (*Ports, error) {
 	return p, nil
 }
 
-// Hold takes the port and listens on it. A port that is held already gets the new target:
-// connections that are open stay with the old one.
+// Hold takes the port and listens on it. A port that is held already gets the new target: TCP
+// connections that are open stay with the old one, UDP clients, who may go on for ever, go to the
+// new one with their next datagram.
 //
 // The error is a *plan.PortInUseError when somebody else has the port. Otherwise it wraps what the
 // kernel said (bind(2), ip(7)): EADDRNOTAVAIL for an address that the host does not have, EACCES

@@ -19,12 +19,14 @@ const backlog = 4096
 // open makes the socket that holds hp. It must be called on the loop's thread.
 //
 // TCP: SO_REUSEADDR lets a port be taken over connections of the past (TIME_WAIT) and over those
-// that a process before us relayed, but never over a socket that listens (ip(7), socket(7)). A socket that
-// is only bound, with SO_REUSEADDR too, does not keep us from the port: once we listen it is that
-// socket which can no longer. UDP has no such past, and there SO_REUSEADDR would share the port, so it is not set.
+// that a process before us relayed, but never over a socket that listens (ip(7), socket(7)). A
+// socket that is only bound, with SO_REUSEADDR too, does not keep us from the port: once we listen
+// it is that socket which can no longer. UDP has no such past, and there SO_REUSEADDR would share
+// the port, so it is not set.
 //
 // SCTP: bound but not listening, which holds the port and has the kernel refuse associations to
-// loopback, rather than take them and leave them unserved. -1 is returned when the kernel has no SCTP.
+// loopback, rather than take them and leave them unserved. -1 is returned when the kernel has no
+// SCTP.
 func open(hp plan.HostPort) (int, error) {
 	typ, proto := unix.SOCK_STREAM, 0
 	switch hp.Proto {
@@ -127,7 +129,8 @@ func connectFrom(fd, typ int, to unix.Sockaddr) (netip.AddrPort, error) {
 	return addrPort(local), nil
 }
 
-// resetSocket closes a TCP socket so that its peer is told that something went wrong (socket(7), SO_LINGER).
+// resetSocket closes a TCP socket so that its peer is told that something went wrong (socket(7),
+// SO_LINGER).
 func resetSocket(fd int) {
 	unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	unix.Close(fd)

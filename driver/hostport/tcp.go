@@ -15,7 +15,8 @@ import (
 // acceptBatch is how many connections of one port are taken before the other sockets have their turn.
 const acceptBatch = 16
 
-// keepAlive finds ends that have vanished without a word, such as a container whose link was removed, within two minutes.
+// keepAlive finds ends that have vanished without a word, such as a container whose link was
+// removed, within two minutes.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Minute, Interval: 15 * time.Second, Count: 4}
 
 // accept takes connections that wait, and begins to relay them.
@@ -30,7 +31,8 @@ func (o *port) accept() {
 			return
 		case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENOMEM):
 			// The connection still waits, so the loop would be told of it again at once.
-			p.failing.warn(p.limits.now(), p.log.WithError(err), "accept connections to host port %s/tcp: trying again in %s", o.hp.Host, p.limits.rearm)
+			p.failing.warn(p.limits.now(), p.log.WithError(err),
+				"accept connections to host port %s/tcp: trying again in %s", o.hp.Host, p.limits.rearm)
 			p.pause(o)
 			return
 		case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EBADF), errors.Is(err, unix.ENOTSOCK):
@@ -43,7 +45,8 @@ func (o *port) accept() {
 	}
 }
 
-// pause leaves the port's connections in the kernel's queue until a relay ends or some time has passed.
+// pause leaves the port's connections in the kernel's queue until a relay ends or some time has
+// passed.
 func (p *Ports) pause(o *port) {
 	p.loop.forget(o.fd)
 	if len(p.paused) == 0 {
@@ -56,7 +59,8 @@ func (p *Ports) pause(o *port) {
 func (p *Ports) resume() {
 	for o := range p.paused {
 		if err := p.loop.watch(o.fd, o); err != nil {
-			p.failing.warn(p.limits.now(), p.log.WithError(err), "listen again on host port %s/tcp: trying again in %s", o.hp.Host, p.limits.rearm)
+			p.failing.warn(p.limits.now(), p.log.WithError(err),
+				"listen again on host port %s/tcp: trying again in %s", o.hp.Host, p.limits.rearm)
 			p.rearmAt = p.limits.now().Add(p.limits.rearm)
 			return
 		}
@@ -76,17 +80,15 @@ func (p *Ports) relay(o *port, fd int, from origin) {
 		resetSocket(fd)
 		return
 	}
-	r := &relay{port: o, origin: local}
-	if r.client, err = conn(fd); err == nil {
-		r.server, err = conn(server)
-	} else {
+	r := &relay{origin: local}
+	if r.client.TCPConn, err = conn(fd); err != nil {
 		resetSocket(server)
+	} else if r.server.TCPConn, err = conn(server); err != nil {
+		abort(r.client.TCPConn)
 	}
 	if err != nil {
-		p.failing.warn(p.limits.now(), p.log.WithError(err), "relay %s from host port %s/tcp", from.addr, o.hp.Host)
-		if r.client != nil {
-			abort(r.client)
-		}
+		p.failing.warn(p.limits.now(), p.log.WithError(err),
+			"relay %s from host port %s/tcp", from.addr, o.hp.Host)
 		return
 	}
 	if o.relays == nil {
@@ -110,9 +112,11 @@ func (p *Ports) relay(o *port, fd int, from origin) {
 func (p *Ports) admit(o *port, from origin) bool {
 	switch {
 	case p.origins[from] > 0:
-		p.looping.warn(p.limits.now(), p.log, "host port %s/%s: its target %s leads back to this process", o.hp.Host, o.hp.Proto, o.hp.Target)
+		p.looping.warn(p.limits.now(), p.log,
+			"host port %s/%s: its target %s leads back to this process", o.hp.Host, o.hp.Proto, o.hp.Target)
 	case p.active >= p.limits.relays:
-		p.full.warn(p.limits.now(), p.log, "host port %s/%s: refused %s, %d connections are being relayed", o.hp.Host, o.hp.Proto, from.addr, p.active)
+		p.full.warn(p.limits.now(), p.log,
+			"host port %s/%s: refused %s, %d connections are being relayed", o.hp.Host, o.hp.Proto, from.addr, p.active)
 	default:
 		return true
 	}
@@ -135,54 +139,61 @@ func (p *Ports) ended(from origin) {
 
 // relay is one TCP connection that is passed on.
 type relay struct {
-	port           *port // of the loop only
 	origin         origin
-	client, server *net.TCPConn
+	client, server end
 	broken         atomic.Bool // one end was reset: the other shall know
+}
+
+// end is one end's connection.
+type end struct {
+	*net.TCPConn
+	finished atomic.Bool // nothing more is sent to it
 }
 
 // run copies both ways until both ends have closed their side, or one is reset.
 func (r *relay) run(dial time.Duration) error {
-	if err := connected(r.server, dial); err != nil {
+	if err := connected(r.server.TCPConn, dial); err != nil {
 		r.reset() // as if the port were closed, though the client has been accepted by now
 		return err
 	}
 	back := make(chan struct{})
 	go func() {
 		defer close(back)
-		r.copy(r.client, r.server)
+		r.copy(&r.client, &r.server)
 	}()
-	r.copy(r.server, r.client)
+	r.copy(&r.server, &r.client)
 	<-back
 	if r.broken.Load() {
 		r.reset()
 	}
-	return errors.Join(closed(r.client), closed(r.server))
+	return errors.Join(closed(r.client.TCPConn), closed(r.server.TCPConn))
 }
 
 // copy passes on what src sends, up to its end of file, which is passed on as well (a
 // half-close, RFC 9293 section 3.6). Between TCP sockets the data stays in the kernel (splice(2)).
-func (r *relay) copy(dst, src *net.TCPConn) {
-	if _, err := io.Copy(dst, src); err == nil {
+func (r *relay) copy(dst, src *end) {
+	_, err := io.Copy(dst.TCPConn, src.TCPConn)
+	// When the other direction met with the reset of src first, it looks here like an end of file.
+	// An orderly end leaves a connection only when both sides have ended.
+	reset := dead(src.TCPConn) && !src.finished.Load()
+	if err == nil && !reset {
+		dst.finished.Store(true)
 		dst.CloseWrite() // fails when dst has been reset, which the other direction notices
 		return
 	}
 	r.broken.Store(true)
-	if dead(src) {
-		abort(dst)
+	if !dead(dst.TCPConn) {
+		r.reset() // src was reset, or there is no way to go on: both shall know
 		return
 	}
-	// dst takes no more. What it sent before still goes to src, then the other direction ends too.
-	if !dead(dst) {
-		r.reset() // neither end is to blame: no way to go on
-	}
+	// dst takes no more. What it sent before still goes to src; then the other direction ends too.
 }
 
-// reset ends the relay at once, and lets both ends know that this is not an orderly end. It is safe to call
-// at any time, from any goroutine.
+// reset ends the relay at once, and lets both ends know that this is not an orderly end. It is safe
+// to call at any time, from any goroutine.
 func (r *relay) reset() {
-	abort(r.client)
-	abort(r.server)
+	abort(r.client.TCPConn)
+	abort(r.server.TCPConn)
 }
 
 func abort(c *net.TCPConn) {
@@ -197,8 +208,8 @@ func closed(c *net.TCPConn) error {
 	return nil
 }
 
-// conn makes a connection of Go's of a socket, which may still be connecting. The socket is taken over, or reset when this
-// fails.
+// conn makes a connection of Go's of a socket, which may still be connecting. The socket is taken
+// over, or reset when this fails.
 func conn(fd int) (*net.TCPConn, error) {
 	f := os.NewFile(uintptr(fd), "tcp relay")
 	defer f.Close() // FileConn makes a descriptor of its own
@@ -214,7 +225,8 @@ func conn(fd int) (*net.TCPConn, error) {
 	return nil, fmt.Errorf("use socket: %w", err)
 }
 
-// connected waits until a connection that was begun is there or has failed: the socket can be written to then (connect(2), EINPROGRESS).
+// connected waits until a connection that was begun is there or has failed: the socket can be
+// written to then (connect(2), EINPROGRESS).
 func connected(c *net.TCPConn, within time.Duration) error {
 	raw, err := c.SyscallConn()
 	if err != nil {

@@ -162,7 +162,8 @@ func TestRefused(t *testing.T) {
 	wantRefusal(t, "127.0.0.1:81")
 }
 
-// TestSilentTarget has a target that never answers: the client is reset in time, and nobody else waits meanwhile.
+// TestSilentTarget has a target that never answers: the client is reset in time, and nobody else
+// waits meanwhile.
 func TestSilentTarget(t *testing.T) {
 	p, _ := start(t, func(l *limits) { l.dial = 300 * time.Millisecond })
 	silent := socket(t, unix.SOCK_STREAM, container4+":80", 0) // takes one connection, and never accepts
@@ -335,12 +336,77 @@ func TestLoop(t *testing.T) {
 	}
 }
 
-// TestOutOfFiles lets accept fail for want of descriptors: the connection waits, the loop does not
-// spin, and the relay comes about when there are descriptors again.
-func TestOutOfFiles(t *testing.T) {
-	p, log := start(t, func(l *limits) { l.rearm = 50 * time.Millisecond })
+// TestLastWords has a server that is reset after it answered, which is noticed by a write: the answer
+// reaches the client, then the reset does.
+func TestLastWords(t *testing.T) {
+	namespace(t)
+	pair := func(at string) (near, far *net.TCPConn) {
+		accepted := make(chan *net.TCPConn, 1)
+		l, err := net.Listen("tcp", at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		go func() {
+			c, _ := l.Accept()
+			accepted <- c.(*net.TCPConn)
+		}()
+		near = dialTCP(t, at)
+		far = <-accepted
+		t.Cleanup(func() { far.Close() })
+		return near, far
+	}
+	var r relay
+	var client, server *net.TCPConn
+	r.client.TCPConn, client = pair(host4 + ":1")
+	r.server.TCPConn, server = pair(container4 + ":80")
+	io.WriteString(client, "x")
+	io.WriteString(server, "answer")
+	server.SetLinger(0)
+	server.Close()
+	r.copy(&r.server, &r.client)
+	if !r.broken.Load() {
+		t.Error("the reset went unnoticed")
+	}
+	r.copy(&r.client, &r.server)
+	b := make([]byte, 6)
+	if _, err := io.ReadFull(client, b); err != nil || string(b) != "answer" {
+		t.Errorf("got %q, %v", b, err)
+	}
+	wantReset(t, client)
+}
+
+// TestOwnPorts publishes a port that one of our own connections comes from.
+func TestOwnPorts(t *testing.T) {
+	p, _ := start(t)
 	listenTCP(t, container4+":80", echo("a"))
 	hold(t, p, hostPort(tcp, "127.0.0.1:80", container4+":80"))
+	c := dialTCP(t, "127.0.0.1:80")
+	readWord(t, c)
+	var from uint16
+	p.loop.do(func() {
+		for o := range p.origins {
+			from = o.addr.Port()
+		}
+	})
+	hold(t, p, hostPort(tcp, fmt.Sprintf("0.0.0.0:%d", from), container4+":80"))
+	exchange(t, c, "hello")
+}
+
+// TestOutOfFiles lets accept fail for want of descriptors: the connection waits, the loop does not
+// spin, and the relay comes about when there are descriptors again, be it that some time has passed
+// or that a relay has ended.
+func TestOutOfFiles(t *testing.T) {
+	t.Run("timer", func(t *testing.T) { outOfFiles(t, 50*time.Millisecond, false) })
+	t.Run("relay ends", func(t *testing.T) { outOfFiles(t, time.Hour, true) })
+}
+
+func outOfFiles(t *testing.T, rearm time.Duration, end bool) {
+	p, log := start(t, func(l *limits) { l.rearm = rearm })
+	listenTCP(t, container4+":80", echo("a"))
+	hold(t, p, hostPort(tcp, "127.0.0.1:80", container4+":80"))
+	earlier := dialTCP(t, "127.0.0.1:80")
+	readWord(t, earlier)
 	var before unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
 		t.Fatal(err)
@@ -351,6 +417,10 @@ func TestOutOfFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
+	timeout := unix.Timeval{Sec: 10}
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
+		t.Fatal(err)
+	}
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: before.Max}); err != nil {
 		t.Fatal(err)
 	}
@@ -369,20 +439,24 @@ func TestOutOfFiles(t *testing.T) {
 		p.loop.do(func() { paused = len(p.paused) })
 		return same(1, paused)
 	})
-	if !log.has("accept connections to host port 127.0.0.1:80/tcp: trying again in 50ms") {
+	if !log.has("accept connections to host port 127.0.0.1:80/tcp: trying again in " + rearm.String()) {
 		t.Errorf("log: %s", log)
 	}
 	if err := p.Hold(hostPort(tcp, "127.0.0.1:81", container4+":80")); !errors.Is(err, unix.EMFILE) {
 		t.Errorf("hold without descriptors: %v", err)
 	}
 	restore()
+	if end {
+		earlier.Close()
+	}
 	b := make([]byte, 1)
 	if _, err := unix.Read(fd, b); err != nil || string(b) != "a" {
 		t.Errorf("after the descriptors came back: %q, %v", b, err)
 	}
 }
 
-// TestListenerKilled takes the listener away, as ss --kill does: it is not listed any more, and can be held anew.
+// TestListenerKilled takes the listener away, as ss --kill does: it is not listed any more, and can
+// be held anew.
 func TestListenerKilled(t *testing.T) {
 	p, log := start(t)
 	listenTCP(t, container4+":80", echo("a"))

@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// datagramBatch is how many datagrams of one socket are passed on before the other sockets have their turn.
+// datagramBatch is how many datagrams of one socket are passed on before the other sockets have
+// their turn.
 const datagramBatch = 32
 
 // flows are the UDP clients of one port, at least one.
@@ -18,7 +19,8 @@ type flows struct {
 	byUse    list.List // the one that has been idle longest is in front
 }
 
-// client is who sent a datagram, and the address of ours that it sent it to: the replies come from there.
+// client is who sent a datagram, and the address of ours that it sent it to: the replies come from
+// there.
 type client struct {
 	from, to netip.AddrPort // to: the port is left out
 }
@@ -30,14 +32,14 @@ type flow struct {
 	client client
 	reply  unix.Sockaddr // the client's address
 	source []byte        // ancillary data that makes a datagram come from the address that the client knows
-	target netip.AddrPort
 	fd     int
 	origin origin
 	used   time.Time
 	place  *list.Element
 }
 
-// receive takes datagrams of clients and passes them on. Those that cannot be passed on are lost, as UDP allows.
+// receive takes datagrams of clients and passes them on. Those that cannot be passed on are lost,
+// as UDP allows.
 func (o *port) receive() {
 	p := o.owner
 	for range datagramBatch {
@@ -54,7 +56,7 @@ func (o *port) receive() {
 			continue
 		}
 		if _, err := unix.SendmsgN(f.fd, p.buffer[:n], nil, nil, unix.MSG_NOSIGNAL); err != nil {
-			f.failed()
+			f.check(err)
 		}
 	}
 }
@@ -68,23 +70,25 @@ func (f *flow) ready() {
 			return
 		}
 		if err != nil {
-			if f.failed() {
+			if !f.check(err) {
 				return
 			}
 			continue
 		}
-		unix.SendmsgN(f.port.fd, p.buffer[:n], f.source, f.reply, unix.MSG_NOSIGNAL) // what does not go is lost
 		f.touch()
+		// What does not go is lost.
+		unix.SendmsgN(f.port.fd, p.buffer[:n], f.source, f.reply, unix.MSG_NOSIGNAL)
 	}
 }
 
-// failed deals with an error of the flow's socket, mostly an ICMP message such as port unreachable. If the port has got
-// another target by now, the flow ends, which is reported, and the client's next datagram goes to the new one.
-func (f *flow) failed() bool {
-	if f.target == f.port.hp.Target {
+// check reports whether the flow can go on after an error: one that the network reported, such as
+// port unreachable, is the client's to notice by the lack of a reply. A socket that an
+// administrator took away (ss --kill) is replaced at the client's next datagram.
+func (f *flow) check(err error) bool {
+	if errors.Is(err, unix.ECONNABORTED) || errors.Is(err, unix.EDESTADDRREQ) {
+		f.port.end(f)
 		return false
 	}
-	f.port.end(f)
 	return true
 }
 
@@ -93,8 +97,9 @@ func (f *flow) touch() {
 	f.port.flows.byUse.MoveToBack(f.place)
 }
 
-// flow finds the client's flow, or makes one; nil when that is refused. When the port has as many as it may,
-// the one that has been idle longest makes room, so that nobody can shut others out with made-up addresses.
+// flow finds the client's flow, or makes one; nil when that is refused. When the port has as many
+// as it may, the one that has been idle longest makes room, so that nobody can shut others out with
+// made-up addresses.
 func (p *Ports) flow(o *port, c client, reply unix.Sockaddr, source []byte) *flow {
 	if o.flows != nil {
 		if f := o.flows.byClient[c]; f != nil {
@@ -109,14 +114,15 @@ func (p *Ports) flow(o *port, c client, reply unix.Sockaddr, source []byte) *flo
 		return nil
 	}
 	fd, local, err := connect(unix.SOCK_DGRAM, o.hp.Target)
-	f := &flow{port: o, client: c, reply: reply, source: source, target: o.hp.Target, fd: fd, origin: local}
+	f := &flow{port: o, client: c, reply: reply, source: source, fd: fd, origin: local}
 	if err == nil {
 		if err = p.loop.watch(fd, f); err != nil {
 			unix.Close(fd)
 		}
 	}
 	if err != nil {
-		p.failing.warn(p.limits.now(), p.log.WithError(err), "relay %s from host port %s/udp to %s", c.from, o.hp.Host, o.hp.Target)
+		p.failing.warn(p.limits.now(), p.log.WithError(err),
+			"relay %s from host port %s/udp to %s", c.from, o.hp.Host, o.hp.Target)
 		return nil
 	}
 	if len(p.flowing) == 0 {
@@ -166,22 +172,24 @@ func (p *Ports) sweep(now time.Time) {
 	}
 }
 
-// destination reads from a datagram's ancillary data (ip(7), IP_PKTINFO; RFC 3542, section 6) the address that it was
-// sent to, and gives the ancillary data that has a reply come from there. For a datagram to a group the kernel chooses the source.
+// destination reads from a datagram's ancillary data (ip(7), IP_PKTINFO; RFC 3542, section 6) the
+// address that it was sent to, and gives the ancillary data that has a reply come from there. For a
+// datagram to a group the kernel chooses the source.
 func destination(oob []byte) (netip.Addr, []byte) {
 	messages, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
 		return netip.Addr{}, nil
 	}
 	for _, m := range messages {
-		switch {
-		case m.Header.Level == unix.SOL_IP && m.Header.Type == unix.IP_PKTINFO && len(m.Data) >= unix.SizeofInet4Pktinfo:
+		switch h, n := m.Header, len(m.Data); {
+		case h.Level == unix.SOL_IP && h.Type == unix.IP_PKTINFO && n >= unix.SizeofInet4Pktinfo:
 			// struct in_pktinfo: interface, our address, the destination in the packet
 			var info unix.Inet4Pktinfo
 			copy(info.Spec_dst[:], m.Data[4:8])
 			return netip.AddrFrom4(info.Spec_dst), unix.PktInfo4(&info)
-		case m.Header.Level == unix.SOL_IPV6 && m.Header.Type == unix.IPV6_PKTINFO && len(m.Data) >= unix.SizeofInet6Pktinfo:
-			// struct in6_pktinfo: the destination in the packet, interface (which the client's address has, where it matters)
+		case h.Level == unix.SOL_IPV6 && h.Type == unix.IPV6_PKTINFO && n >= unix.SizeofInet6Pktinfo:
+			// struct in6_pktinfo: the destination in the packet, interface (which the client's
+			// address has, where it matters)
 			var info unix.Inet6Pktinfo
 			copy(info.Addr[:], m.Data[:16])
 			addr := netip.AddrFrom16(info.Addr)

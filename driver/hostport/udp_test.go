@@ -7,6 +7,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestRelayUDP(t *testing.T) {
@@ -85,8 +88,8 @@ func TestFlowsExpire(t *testing.T) {
 	serveUDP(t, container4+":53", "a")
 	hold(t, p, hostPort(udp, "127.0.0.1:53", container4+":53"))
 	idle, busy := dialUDP(t, "", "127.0.0.1:53"), dialUDP(t, "", "127.0.0.1:53")
-	ask(t, idle, "x")
 	_, before, _ := ask(t, busy, "x")
+	ask(t, idle, "x")
 	now.advance(100 * time.Second)
 	_, after, _ := ask(t, busy, "x")
 	if n := active(p); before != after || n != 2 {
@@ -129,39 +132,50 @@ func TestTooManyFlows(t *testing.T) {
 	}
 }
 
-// TestUDPTargetChanges: clients that have a flow stay with the old target until it refuses them.
 func TestUDPTargetChanges(t *testing.T) {
 	p, _ := start(t)
-	old, err := net.ListenPacket("udp", container4+":53")
-	if err != nil {
-		t.Fatal(err)
-	}
+	serveUDP(t, container4+":53", "old")
 	serveUDP(t, other4+":53", "new")
 	hp := hostPort(udp, "127.0.0.1:53", container4+":53")
 	hold(t, p, hp)
 	c := dialUDP(t, "", "127.0.0.1:53")
-	receive := func() {
-		t.Helper()
-		if _, err := c.Write([]byte("x")); err != nil {
-			t.Fatal(err)
-		}
-		old.SetReadDeadline(time.Now().Add(10 * time.Second))
-		if _, _, err := old.ReadFrom(make([]byte, 10)); err != nil {
-			t.Fatal(err)
-		}
+	_, before, _ := ask(t, c, "x")
+	hold(t, p, hp) // no change
+	if word, after, _ := ask(t, c, "x"); word != "old" || before != after {
+		t.Errorf("%q answers to port %d, before to %d", word, after, before)
 	}
-	receive()
 	hp.Target = hostPort(udp, "127.0.0.1:53", other4+":53").Target
 	hold(t, p, hp)
-	receive()
-	if word, _, _ := ask(t, dialUDP(t, "", "127.0.0.1:53"), "x"); word != "new" {
-		t.Errorf("a new client gets to %q", word)
-	}
-	old.Close()
-	c.Write([]byte("x")) // refused
-	until(t, "the refused flow is forgotten", func() error { return same(1, active(p)) })
 	if word, _, _ := ask(t, c, "x"); word != "new" {
-		t.Errorf("a refused client gets to %q", word)
+		t.Errorf("%q answers after the change", word)
+	}
+	if n := active(p); n != 1 {
+		t.Errorf("%d flows", n)
+	}
+}
+
+// TestFlowKilled takes a flow's socket away, as ss --kill does.
+func TestFlowKilled(t *testing.T) {
+	p, _ := start(t)
+	serveUDP(t, container4+":53", "a")
+	hp := hostPort(udp, "127.0.0.1:53", container4+":53")
+	hold(t, p, hp)
+	c := dialUDP(t, "", "127.0.0.1:53")
+	ask(t, c, "x")
+	p.loop.do(func() {
+		for _, f := range p.find(hp).flows.byClient {
+			unspecified := unix.RawSockaddr{Family: unix.AF_UNSPEC} // dissolves the association, connect(2)
+			if _, _, errno := unix.Syscall(unix.SYS_CONNECT, uintptr(f.fd), uintptr(unsafe.Pointer(&unspecified)), unsafe.Sizeof(unspecified)); errno != 0 {
+				t.Errorf("disconnect: %v", errno)
+			}
+		}
+	})
+	if _, err := c.Write([]byte("lost")); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the flow is given up", func() error { return same(0, active(p)) })
+	if word, _, rest := ask(t, c, "y"); word != "a" || rest != "y" {
+		t.Errorf("got %q, %q", word, rest)
 	}
 }
 
