@@ -203,6 +203,9 @@ type elementOp struct {
 
 // putElements carries out operations on elements in one transaction.
 func (k *Kernel) putElements(ctx context.Context, ops []plan.Op) error {
+	if len(ops) == 0 {
+		return nil
+	}
 	all := make([]elementOp, len(ops))
 	for i, op := range ops {
 		e, err := k.elementOf(op.Object.(plan.Element))
@@ -211,8 +214,6 @@ func (k *Kernel) putElements(ctx context.Context, ops []plan.Op) error {
 		}
 		all[i] = elementOp{op, e}
 	}
-	k.tables.RLock()
-	defer k.tables.RUnlock()
 	err := k.transact(ctx, assumed(all))
 	if err == nil {
 		k.forget(all)

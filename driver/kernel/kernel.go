@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	"github.com/vishvananda/netlink"
@@ -65,13 +66,13 @@ type Kernel struct {
 	end     context.CancelFunc
 	running sync.WaitGroup // what goes on in the background
 
-	doing     sync.RWMutex // held for reading while operations are carried out
-	tables    sync.RWMutex // held for writing while a table is made anew with its elements
-	born      sync.RWMutex // held for reading while a link is made, for writing while the doomed are deleted
-	reaper    worker
-	forgetter worker
-	stale     publications
-	believed  beliefs
+	doing      sync.RWMutex        // held for reading while operations are carried out
+	reaping    sync.Mutex          // held while the doomed are deleted
+	unfinished map[int32]time.Time // links that had no mark yet when the last were
+	reaper     worker
+	forgetter  worker
+	stale      publications
+	believed   beliefs
 }
 
 // New opens the calling thread's network namespace. Links that an earlier process left doomed are
@@ -302,35 +303,23 @@ func isNFT(o plan.Object) bool {
 	return false
 }
 
-// doNFT carries out operations on tables and elements. Tables that come are there before their
-// elements, and those that go take theirs with them.
+// doNFT carries out operations on tables and elements, tables first: those that come are there
+// before their elements, and those that go take theirs with them.
 func (k *Kernel) doNFT(ctx context.Context, ops []plan.Op) error {
 	var elements []plan.Op
-	gone := map[nft.Family]bool{}
 	for _, op := range ops {
 		t, ok := op.Object.(plan.Table)
 		if !ok {
+			elements = append(elements, op)
 			continue
 		}
-		var err error
+		put := k.putTable
 		if op.Verb == plan.Delete {
-			gone[t.Family] = true
-			err = k.deleteTable(ctx, t.Table)
-		} else {
-			err = k.putTable(ctx, t.Table)
+			put = k.deleteTable
 		}
-		if err != nil {
+		if err := put(ctx, t.Table); err != nil {
 			return fmt.Errorf("%s: %w", op, err)
 		}
-	}
-	for _, op := range ops {
-		e, ok := op.Object.(plan.Element)
-		if ok && !(op.Verb == plan.Delete && gone[e.Set.Family]) {
-			elements = append(elements, op)
-		}
-	}
-	if len(elements) == 0 {
-		return nil
 	}
 	return k.putElements(ctx, elements)
 }

@@ -55,10 +55,17 @@ func open(t testing.TB, c kernel.Config) *kernel.Kernel {
 // run runs a command in the test's namespace, which is the thread's.
 func run(t testing.TB, command string, args ...string) string {
 	t.Helper()
+	return runInput(t, "", command, args...)
+}
+
+func runInput(t testing.TB, input, command string, args ...string) string {
+	t.Helper()
 	if here, _ := os.Readlink(threadNamespace); here == home {
 		t.Fatal("a command would be run in the machine's own namespace")
 	}
-	out, err := exec.Command(command, args...).CombinedOutput()
+	cmd := exec.Command(command, args...)
+	cmd.Stdin = strings.NewReader(input)
+	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %s: %v\n%s", command, strings.Join(args, " "), err, out)
 	}

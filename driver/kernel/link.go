@@ -20,9 +20,12 @@ const (
 	aliasPrefix  = "dockway "
 )
 
-// doomedGroup is the link group of links that are to be deleted. They keep their alias, so that
-// what a process has doomed the next one can reap.
-const doomedGroup = 0x6477
+// Link groups of links that are to be deleted, and of those that are being deleted. They keep
+// their alias, so that what a process has doomed the next one can reap.
+const (
+	doomedGroup = 0x6477
+	dyingGroup  = 0x6478
+)
 
 const (
 	kindBridge = "bridge"
@@ -54,13 +57,22 @@ func (l *link) named() bool {
 
 // ours reports whether the link bears our mark and is not to be deleted.
 func (l *link) ours() bool {
-	return l.named() && strings.HasPrefix(l.alias, aliasPrefix) && l.group != doomedGroup
+	return l.named() && strings.HasPrefix(l.alias, aliasPrefix) && !l.leaving()
 }
 
-// doomed reports whether the link is ours and is to be deleted. One without an alias was never
-// finished.
+// doomed reports whether the link is ours and is to be deleted.
 func (l *link) doomed() bool {
-	return l.named() && (l.alias == "" || strings.HasPrefix(l.alias, aliasPrefix)) && l.group == doomedGroup
+	return l.named() && strings.HasPrefix(l.alias, aliasPrefix) && l.leaving()
+}
+
+// unfinished reports whether the link has been born and has no mark yet.
+func (l *link) unfinished() bool { return l.named() && l.alias == "" && l.leaving() }
+
+func (l *link) leaving() bool { return l.group == doomedGroup || l.group == dyingGroup }
+
+// toGroup moves a link into a link group.
+func (l *link) toGroup(group uint32) message {
+	return message{kind: unix.RTM_NEWLINK, flags: unix.NLM_F_ACK, body: linkBody(l.index, 0, 0, attrs{}.u32(unix.IFLA_GROUP, group))}
 }
 
 // linkBody is struct ifinfomsg and attributes.
@@ -246,7 +258,7 @@ func (k *Kernel) mine(ctx context.Context, name string) (*link, error) {
 	if err != nil || l == nil {
 		return nil, err
 	}
-	if l.doomed() {
+	if l.doomed() || l.unfinished() {
 		return nil, nil
 	}
 	if !l.ours() {
@@ -258,7 +270,7 @@ func (k *Kernel) mine(ctx context.Context, name string) (*link, error) {
 // putLink makes a link, or makes one of ours that is there what the plan wants: that may first
 // have to be prepared for what is configured then.
 func (k *Kernel) putLink(ctx context.Context, name, kind string, create, configure message, prepare ...message) error {
-	for range 2 {
+	for range attempts {
 		err := k.newLink(ctx, name, create, configure)
 		if !errors.Is(err, unix.EEXIST) {
 			return err
@@ -272,12 +284,12 @@ func (k *Kernel) putLink(ctx context.Context, name, kind string, create, configu
 			if err := k.reap(ctx); err != nil {
 				return err
 			}
-		case !l.ours():
-			return &ForeignError{Name: name, Alias: l.alias}
-		case l.kind != kind:
-			if _, err := k.route.request(ctx, deleteLink(name)); err != nil {
+		case l.unfinished() || l.ours() && l.kind != kind:
+			if _, err := k.route.request(ctx, deleteLink(name)); err != nil && !isGone(err) {
 				return err
 			}
+		case !l.ours():
+			return &ForeignError{Name: name, Alias: l.alias}
 		default:
 			for _, step := range append(prepare, configure) {
 				if _, err := k.route.request(ctx, step); err != nil {
@@ -287,22 +299,24 @@ func (k *Kernel) putLink(ctx context.Context, name, kind string, create, configu
 			return nil
 		}
 	}
-	return fmt.Errorf("link %s: %w", name, unix.EEXIST)
+	return fmt.Errorf("link %s, or its other end, is in the way and is no link of dockway's: %w", name, unix.EEXIST)
 }
+
+// attempts bounds how often a link is made whose name is taken now and free then.
+const attempts = 3
 
 // newLink makes a link. The kernel cannot give it its mark in the same step: so it is born doomed,
 // and if this process dies before the next step, the link does too.
 func (k *Kernel) newLink(ctx context.Context, name string, create, configure message) error {
-	k.born.RLock()
-	defer k.born.RUnlock()
 	if _, err := k.route.request(ctx, create); err != nil {
 		return err
 	}
 	_, err := k.route.request(ctx, configure)
 	if err != nil {
-		k.reaper.wake()
+		_, undo := k.route.request(ctx, deleteLink(name))
+		return errors.Join(err, undo)
 	}
-	return err
+	return nil
 }
 
 func deleteLink(name string) message {

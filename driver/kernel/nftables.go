@@ -49,16 +49,36 @@ type refused struct {
 func (r *refused) Error() string { return r.err.Error() }
 func (r *refused) Unwrap() error { return r.err }
 
+// generation is the number of the last transaction, of anybody.
+func (k *Kernel) generation(ctx context.Context) (uint32, error) {
+	bodies, err := k.nft.request(ctx, nftMessage(unix.NFT_MSG_GETGEN, 0, "", nil))
+	if err != nil {
+		return 0, err
+	}
+	id, _ := attribute(bodies[0][nfgenSize:], unix.NFTA_GEN_ID)
+	return value(id, false), nil
+}
+
 // transact has all messages take effect at once, or none. A refusal is a *refused, whose index
 // is -1 when it was not about one message.
 func (k *Kernel) transact(ctx context.Context, messages []message) error {
+	return k.transactAt(ctx, 0, messages)
+}
+
+// transactAt is transact on condition that nobody has changed anything since a generation: else it
+// fails with ERESTART.
+func (k *Kernel) transactAt(ctx context.Context, generation uint32, messages []message) error {
 	if len(messages) == 0 {
 		return nil
 	}
 	batch := make([]message, 0, len(messages)+2)
 	border := message{body: nfgen(unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES), quiet: true}
 	border.kind = unix.NFNL_MSG_BATCH_BEGIN
+	if generation != 0 {
+		border.body = attrs(border.body).be32(unix.NFNL_BATCH_GENID, generation)
+	}
 	batch = append(batch, border)
+	border.body = border.body[:nfgenSize:nfgenSize]
 	for _, m := range messages {
 		m.quiet = true
 		batch = append(batch, m)

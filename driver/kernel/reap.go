@@ -21,8 +21,7 @@ func (k *Kernel) doom(ctx context.Context, name string) error {
 	if err != nil || l == nil {
 		return err
 	}
-	_, err = k.route.request(ctx, message{kind: unix.RTM_NEWLINK, flags: unix.NLM_F_ACK,
-		body: linkBody(l.index, 0, 0, attrs{}.u32(unix.IFLA_GROUP, doomedGroup))})
+	_, err = k.route.request(ctx, l.toGroup(doomedGroup))
 	if isGone(err) {
 		return nil
 	}
@@ -32,42 +31,78 @@ func (k *Kernel) doom(ctx context.Context, name string) error {
 
 // reap deletes the links that are doomed.
 func (k *Kernel) reap(ctx context.Context) error {
-	k.born.Lock()
-	defer k.born.Unlock()
-	all, err := k.listLinks(ctx)
-	if err != nil {
+	k.reaping.Lock()
+	defer k.reaping.Unlock()
+	dying, alone, err := k.condemn(ctx)
+	if err != nil || len(dying) == 0 {
 		return err
 	}
-	var doomed []*link
-	foreign := ""
-	for _, l := range all {
-		switch {
-		case l.group != doomedGroup:
-		case l.doomed():
-			doomed = append(doomed, l)
-		default:
-			foreign = l.name
-		}
-	}
-	if len(doomed) == 0 {
-		return nil
-	}
-	if foreign == "" {
+	if alone {
 		_, err := k.slow.request(ctx, message{kind: unix.RTM_DELLINK, flags: unix.NLM_F_ACK,
-			body: linkBody(0, 0, 0, attrs{}.u32(unix.IFLA_GROUP, doomedGroup))})
+			body: linkBody(0, 0, 0, attrs{}.u32(unix.IFLA_GROUP, dyingGroup))})
 		if isGone(err) {
 			return nil
 		}
 		return err
 	}
-	k.log.WithField("link", foreign).Warnf("link group %d is dockway's for links to be deleted, and this link is not dockway's: deleting one by one", doomedGroup)
-	for _, l := range doomed {
+	for _, l := range dying {
 		_, err := k.slow.request(ctx, message{kind: unix.RTM_DELLINK, flags: unix.NLM_F_ACK, body: linkBody(l.index, 0, 0, nil)})
 		if err != nil && !isGone(err) {
 			return fmt.Errorf("delete link %s: %w", l.name, err)
 		}
 	}
 	return nil
+}
+
+// condemn moves what is doomed, and ours, into the group that is deleted, and reports whether it is
+// alone there.
+func (k *Kernel) condemn(ctx context.Context) (dying []*link, alone bool, err error) {
+	all, err := k.listLinks(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	alone = true
+	unfinished := map[int32]time.Time{}
+	for _, l := range all {
+		switch {
+		case l.doomed(), l.unfinished() && l.group == dyingGroup:
+			dying = append(dying, l)
+		case l.group == dyingGroup:
+			alone = false
+			k.log.WithField("link", l.name).Warnf("link group %d is dockway's for links that are deleted, and this link is not dockway's: deleting one by one", dyingGroup)
+		case l.unfinished():
+			// Just being made, or left so by a process that died: time will tell.
+			since, known := k.unfinished[l.index]
+			if known && time.Since(since) >= finishTime {
+				dying = append(dying, l)
+				break
+			}
+			if !known {
+				since = time.Now()
+			}
+			unfinished[l.index] = since
+		}
+	}
+	k.unfinished = unfinished
+	if len(unfinished) > 0 {
+		time.AfterFunc(finishTime, k.reaper.wake)
+	}
+	for rest := dying; len(rest) > 0; rest = rest[min(len(rest), lookUps):] {
+		var moves []message
+		for _, l := range rest[:min(len(rest), lookUps)] {
+			moves = append(moves, l.toGroup(dyingGroup))
+		}
+		replies, err := k.slow.exchange(ctx, moves...)
+		if err != nil {
+			return nil, false, err
+		}
+		for _, r := range replies {
+			if r.err != nil && !isGone(r.err) {
+				return nil, false, r.err
+			}
+		}
+	}
+	return dying, alone, nil
 }
 
 // Flush carries out now what is otherwise done behind the answers: it deletes the links that Do
@@ -83,6 +118,7 @@ type worker chan struct{}
 const (
 	gatherTime = 50 * time.Millisecond // what is asked for within it is done together
 	retryTime  = time.Second
+	finishTime = time.Second // making a link takes less than a thousandth of it
 )
 
 // startWorker calls do once for each wake, or for several that come together, and again when it

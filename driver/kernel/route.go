@@ -59,16 +59,20 @@ func (k *Kernel) routes(ctx context.Context) ([]plan.Route, error) {
 	if err != nil {
 		return nil, err
 	}
-	names := map[int32]string{}
+	names, doomed := map[int32]string{}, map[int32]bool{}
 	for _, l := range links {
 		if l != nil {
-			names[l.index] = l.name
+			names[l.index], doomed[l.index] = l.name, l.doomed()
 		}
 	}
-	for i := range out {
-		out[i].Link = names[indices[i]]
+	var kept []plan.Route
+	for i, r := range out {
+		if !doomed[indices[i]] {
+			r.Link = names[indices[i]]
+			kept = append(kept, r)
+		}
 	}
-	return out, nil
+	return kept, nil
 }
 
 func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
@@ -88,7 +92,7 @@ func (k *Kernel) mainTable(ctx context.Context) ([]netlink.Route, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		routes, err := k.handle.RouteListFiltered(netlink.FAMILY_ALL, nil, 0)
+		routes, err := k.handle.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{}, 0)
 		if err == nil {
 			return routes, nil
 		}
