@@ -12,8 +12,9 @@ import (
 	"github.com/dockway/dockway/driver/policy"
 )
 
-// admitted is the bit of the packet mark that says "dockway has accepted this packet". It lives
-// only from our forward chain to the one right behind the host's own, within the forward hook.
+// admitted is the bit of the packet mark that says "dockway has accepted this packet". It is set
+// in our forward chain, or in raw for packets that stay in their network, and taken off in the
+// chain right behind the host's own forward chains.
 const admitted = 0x1000
 
 // What an endpoint's facts are kept in. Everything about endpoints and ports is an element of
@@ -76,8 +77,8 @@ func InetTable() *nft.Table {
 		Sets: []*nft.Set{endpoint4, endpoint6, loopback, internal, member4, member6, uplinkSet, port4, port6, anyPort4, anyPort6},
 		Chains: []*nft.Chain{
 			{Name: "raw", Type: "filter", Hook: "prerouting", Priority: prioRaw, Rules: []nft.Rule{
-				nft.R("same network: bridged, needs no tracking", nft.Is(nft.IIfName, bridges), nft.In(member4, nft.IIfName, nft.IPDAddr), nft.Notrack{}, nft.Accept),
-				nft.R("same network: bridged, needs no tracking (6)", nft.Is(nft.IIfName, bridges), nft.In(member6, nft.IIfName, nft.IP6DAddr), nft.Notrack{}, nft.Accept),
+				nft.R("same network: bridged, needs no tracking", nft.Is(nft.IIfName, bridges), nft.In(member4, nft.IIfName, nft.IPDAddr), nft.Notrack{}, nft.Goto("admit")),
+				nft.R("same network: bridged, needs no tracking (6)", nft.Is(nft.IIfName, bridges), nft.In(member6, nft.IIfName, nft.IP6DAddr), nft.Notrack{}, nft.Goto("admit")),
 				nft.R("a container's own address is for its network and the host", nft.In(endpoint4, nft.IPDAddr), nft.IsNot(nft.IIfName, "lo"), nft.Drop),
 				nft.R("a container's own address is for its network and the host (6)", nft.In(endpoint6, nft.IP6DAddr), nft.IsNot(nft.IIfName, "lo"), nft.Drop),
 				nft.R("published on loopback: for the host only", nft.Is(nft.IPDAddr, loopbackPrefix), nft.IsNot(nft.IIfName, "lo"), nft.In(loopback, nft.IPDAddr, nft.L4Proto, nft.DPort), nft.Drop),
@@ -97,10 +98,9 @@ func InetTable() *nft.Table {
 				nft.R("published on every address (6)", nft.DNAT{Fields: []nft.Field{nft.L4Proto, nft.DPort}, Map: anyPort6}),
 			}},
 			{Name: "forward", Type: "filter", Hook: "forward", Priority: prioFilter + justBefore, Rules: []nft.Rule{
+				nft.R("same network", nft.MarkIs{Bit: admitted}, nft.Accept),
 				nft.R("not ours", nft.IsNot(nft.IIfName, bridges), nft.IsNot(nft.OIfName, bridges), nft.Accept),
 				nft.R("known flows", nft.AnyOf(nft.CtState, "established", "related"), nft.Goto("admit")),
-				nft.R("same network", nft.In(member4, nft.IIfName, nft.IPDAddr), nft.Goto("admit")),
-				nft.R("same network (6)", nft.In(member6, nft.IIfName, nft.IP6DAddr), nft.Goto("admit")),
 				nft.R("same network: flooded, never routed", nft.Is(nft.IIfName, bridges), nft.Is(nft.OIfName, bridges), nft.AnyOf(nft.PktType, "broadcast", "multicast"), nft.Goto("admit")),
 				nft.R("untracked or broken: would leave untranslated", nft.Is(nft.CtState, "invalid"), nft.Drop),
 				nft.R("published ports", nft.Is(nft.CtStatus, "dnat"), nft.Goto("admit")),
@@ -162,6 +162,7 @@ func BridgeTable() *nft.Table {
 			}},
 			{Name: "postrouting", Type: "filter", Hook: "postrouting", Priority: prioBrFilter, Rules: []nft.Rule{
 				nft.R("not ours", nft.IsNot(nft.OIfName, ports), nft.Accept),
+				nft.R("most of it", nft.Is(nft.EtherType, "ip"), nft.Is(nft.L4Proto, "tcp"), nft.Accept),
 				nft.R("no IPv6 for endpoints without it", nft.Is(nft.EtherType, "ip6"), nft.NotIn(dualStack, nft.OIfName), nft.Drop),
 				nft.R("the port's own flood, sent back by hairpin", nft.AnyOf(nft.PktType, "broadcast", "multicast"), nft.In(station, nft.OIfName, nft.EtherSAddr), nft.Drop),
 				nft.R("HNS's default firewall", nft.AnyOf(nft.L4Proto, "icmp", "igmp", "tcp", "udp", "ipv6-icmp"), nft.Accept),

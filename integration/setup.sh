@@ -1,0 +1,74 @@
+#!/bin/sh
+# Sets up what the lab needs on a Debian 12 machine with Go: packages, two engines, an image. What is there is left alone;
+# what was interrupted is done again. Nothing is started, and the machine's own engine is not touched.
+set -eu
+
+cache=${DOCKWAY_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/dockway}
+moby=v2.0.0-beta.24
+containerd=v2.4.2
+runc=v1.5.2
+
+say() { printf '==> %s\n' "$*" >&2; }
+
+packages() {
+	missing=
+	for p in "$@"; do
+		dpkg-query -W -f '${db:Status-Status}\n' "$p" 2>/dev/null | grep -qx installed || missing="$missing $p"
+	done
+	[ -n "$missing" ] || return 0
+	say "installing Debian packages:$missing"
+	apt-get update -qq
+	# shellcheck disable=SC2086
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+}
+
+# engine NAME FUNCTION: FUNCTION fills a folder, which is moved into place when it is whole.
+engine() {
+	[ -d "$cache/$1" ] && return 0
+	rm -rf "$cache/$1.part"
+	mkdir -p "$cache/$1.part"
+	"$2" "$cache/$1.part"
+	mv "$cache/$1.part" "$cache/$1"
+}
+
+# The engine of Debian is unpacked, not installed: its package would start it on this machine.
+debian() {
+	say "fetching Debian's engine (docker.io 20.10)"
+	apt-get update -qq
+	mkdir "$1/deb"
+	(cd "$1/deb" && apt-get download -qq docker.io containerd runc tini)
+	for d in "$1"/deb/*.deb; do dpkg -x "$d" "$1"; done
+	rm -r "$1/deb"
+	mkdir "$1/bin"
+	for b in usr/bin/docker usr/sbin/dockerd usr/sbin/docker-proxy usr/bin/containerd usr/bin/containerd-shim-runc-v2 usr/sbin/runc; do
+		mv "$1/$b" "$1/bin/"
+	done
+	rm -rf "$1/usr" "$1/etc" "$1/lib" "$1/var"
+}
+
+build() { # build FOLDER MODULE...: with the Go toolchain, pinned
+	dir=$1
+	shift
+	for m in "$@"; do
+		say "building $m (the first time takes a minute)"
+		(cd / && GOBIN=$dir GOFLAGS=-buildvcs=false go install -trimpath -ldflags='-s -w' "$m" 2>&1 | grep -v '^go: downloading' >&2) || true
+		[ -x "$dir/$(basename "${m%@*}")" ] || { say "building $m failed"; exit 1; }
+	done
+}
+
+mobyengine() {
+	mkdir "$1/bin"
+	CGO_ENABLED=0 build "$1/bin" "github.com/moby/moby/v2/cmd/dockerd@$moby" "github.com/moby/moby/v2/cmd/docker-proxy@$moby" \
+		"github.com/containerd/containerd/v2/cmd/containerd@$containerd" "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2@$containerd"
+	say "building github.com/opencontainers/runc@$runc"
+	(cd / && GOBIN=$1/bin GOFLAGS=-buildvcs=false CGO_ENABLED=1 go install -tags seccomp -trimpath "github.com/opencontainers/runc@$runc")
+	cp "$cache/debian/bin/docker" "$1/bin/"
+}
+
+packages nftables iptables iproute2 tcpdump busybox-static conntrack pkg-config libseccomp-dev gcc libc6-dev \
+	libdevmapper1.02.1 libsystemd0 util-linux procps
+mkdir -p "$cache"
+engine debian debian
+engine "moby-$moby-$containerd-$runc" mobyengine
+ln -sfn "moby-$moby-$containerd-$runc" "$cache/moby"
+say "the lab is ready in $cache"
