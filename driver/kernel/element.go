@@ -214,6 +214,8 @@ func (k *Kernel) putElements(ctx context.Context, ops []plan.Op) error {
 		}
 		all[i] = elementOp{op, e}
 	}
+	k.tables.RLock()
+	defer k.tables.RUnlock()
 	err := k.transact(ctx, assumed(all))
 	if err == nil {
 		k.forget(all)

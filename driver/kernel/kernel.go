@@ -66,6 +66,7 @@ type Kernel struct {
 	end     context.CancelFunc
 	running sync.WaitGroup // what goes on in the background
 
+	tables     sync.RWMutex        // held for writing while a table is made anew with its elements
 	doing      sync.RWMutex        // held for reading while operations are carried out
 	reaping    sync.Mutex          // held while the doomed are deleted
 	unfinished map[int32]time.Time // links that had no mark yet when the last were

@@ -258,6 +258,42 @@ func manyPorts(n int) []plan.Object {
 	return out
 }
 
+// TestMadeAnewInTraffic replaces a table again and again while another process adds elements.
+func TestMadeAnewInTraffic(t *testing.T) {
+	inNamespace(t)
+	k, other := open(t, kernel.Config{Tables: tables()}), open(t, kernel.Config{Tables: tables()})
+	inet := plan.Table{Table: inetTable()}
+	do(t, k, add(inet)...)
+	many := manyPorts(500)
+	done := make(chan error)
+	go func() {
+		var err error
+		for _, e := range many {
+			err = errors.Join(err, other.Do(context.Background(), add(e)))
+			_, lookUp := other.Observe(context.Background(), []plan.Key{inet.Key()})
+			err = errors.Join(err, lookUp)
+		}
+		done <- err
+	}()
+	for working := true; working; {
+		// Refused when there never is a moment without a change by others: nothing is lost then either.
+		if err := k.Do(context.Background(), replace(inet)); err != nil && !errors.Is(err, unix.ERESTART) {
+			t.Error(err)
+		}
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+			working = false
+		default:
+		}
+	}
+	if got := observeAll(t, k); len(got) != len(many)+1 {
+		t.Errorf("%d of %d elements", len(got)-1, len(many))
+	}
+}
+
 func TestBadTables(t *testing.T) {
 	inNamespace(t)
 	rule := func(family nft.Family, sets []*nft.Set, s ...nft.Stmt) *nft.Table {

@@ -236,6 +236,8 @@ func (k *Kernel) putTable(ctx context.Context, t *nft.Table) error {
 	if err != nil {
 		return err
 	}
+	k.tables.Lock() // this process keeps still; whether others did, the generation tells
+	defer k.tables.Unlock()
 	for range dumpRetries {
 		generation, err := k.generation(ctx)
 		if err != nil {

@@ -62,9 +62,8 @@ const settleTime = 20 * time.Millisecond
 
 // An event is what one message tells.
 type event struct {
-	link    *link // a link that has changed; only index when it is an address of it that has
+	link    *link // has changed; only its index is known when it is an address of it that has
 	deleted bool
-	address bool
 	route   bool // a default route
 	rules   bool // something of nftables that matters
 	lost    bool // events were lost
@@ -141,7 +140,7 @@ func routeEvent(h unix.NlMsghdr, body []byte) (event, bool) {
 			return event{}, false
 		}
 		index := int32(binary.NativeEndian.Uint32(body[4:]))
-		return event{link: &link{index: index}, address: true}, true
+		return event{link: &link{index: index}}, true
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		isDefault := len(body) >= unix.SizeofRtMsg && body[1] == 0 && body[4] == unix.RT_TABLE_MAIN
 		return event{route: true}, isDefault
@@ -235,10 +234,6 @@ func (w *watcher) note(d *dirt, e event) {
 		d.tick = true
 	case e.route:
 		d.routes = true
-	case e.address:
-		if name, ok := w.names[e.link.index]; ok {
-			d.links = append(d.links, name)
-		}
 	default:
 		d.routes = d.routes || slices.Contains(w.uplinks, e.link.name)
 		if old, ok := w.names[e.link.index]; ok {

@@ -110,6 +110,20 @@ func TestWatch(t *testing.T) {
 		silent(t, ticks, "the repair of "+change)
 	}
 
+	// Another process, later: what it has seen is what should be.
+	later := open(t, kernel.Config{Tables: tables()})
+	laterTicks, err := later.Watch(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	observeAll(t, later)
+	run(t, "ip", "link", "set", "dwb1", "txqueuelen", "77")
+	silent(t, laterTicks, "a change that no plan speaks of")
+	run(t, "ip", "link", "set", "dwb1", "mtu", "1400")
+	hears(t, laterTicks, "a change that plans speak of")
+	calm(ticks)
+	repair()
+
 	// What is not ours.
 	for _, change := range []string{
 		"ip link add eth1 type veth peer eth2", "ip link set eth1 up", "ip addr add 192.0.2.2/24 dev eth1",
