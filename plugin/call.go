@@ -19,6 +19,9 @@ import (
 // that a container publishes, and a container can publish every TCP and UDP port.
 const maxBody = 16 << 20
 
+// grace is how long a call that has reached its limit may take to say so itself.
+const grace = time.Second
+
 // result is what came of a call.
 type result struct {
 	about string // what the call was about, for the log
@@ -103,7 +106,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, name string, ans
 	select {
 	case res := <-results:
 		return res
-	case <-time.After(s.Limit + s.Limit/10): // the call has had time to notice the limit itself
+	case <-time.After(s.Limit + grace):
 		return result{err: fmt.Errorf("no answer within %s: dockway or the host's kernel is overloaded; try again", s.Limit)}
 	}
 }
