@@ -193,7 +193,7 @@ func (h *host) client(name, network string, args ...string) {
 func (h *host) start(name, network string, args []string, command ...string) {
 	h.t.Helper()
 	h.t.Cleanup(func() { _, _ = h.Docker("rm", "-f", name) }) // the test may have removed it
-	full := append([]string{"run", "-d", "--init", "--name", name, "--network", network}, args...)
+	full := append([]string{"run", "-d", "--stop-signal", "KILL", "--name", name, "--network", network}, args...)
 	h.docker(append(append(full, lab.Image), command...)...)
 }
 

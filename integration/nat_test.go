@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/docker/docker/api/types/network"
+
 	"github.com/dockway/dockway/integration/lab"
 )
 
@@ -167,7 +169,20 @@ func TestIPv6Only(t *testing.T) {
 	_, stop := outsideServer(t)
 	defer stop()
 	h := onHost(t, shared.hosts[lab.Moby])
-	h.network("six", "--ipv4=false", "--ipv6", "--subnet", "fd00:19:10::/64")
+	// Debian's command line does not have the flag: ask the engine itself.
+	off, on6 := false, true
+	engine, err := h.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer engine.Close() //nolint:errcheck // asked and answered
+	if _, err := engine.NetworkCreate(t.Context(), "six", network.CreateOptions{
+		Driver: lab.Plugin, EnableIPv4: &off, EnableIPv6: &on6,
+		IPAM: &network.IPAM{Driver: lab.Plugin, Config: []network.IPAMConfig{{Subnet: "fd00:19:10::/64"}}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { h.docker("network", "rm", "six") })
 	h.server("six-a", "six", "-p", "8005:80")
 	h.client("six-b", "six")
 	reaches(t, "same network", h.in("six-b"), "tcp", "["+h.address6("six-a", "six")+"]:80", h.address6("six-b", "six"))
@@ -186,7 +201,8 @@ func TestBesideDocker(t *testing.T) {
 		t.Cleanup(func() { h.docker("network", "rm", "theirs") })
 		h.server("ours-a", "ours", "-p", "8006:80")
 		h.server("theirs-a", "theirs", "-p", "8007:80")
-		barred(t, "dockway to an unpublished port of Docker's", h.in("ours-a"), "tcp", h.address("theirs-a", "theirs")+":80")
+		h.server("theirs-b", "theirs") // engines before 28 let everybody to the address of a published port
+		barred(t, "dockway to an unpublished port of Docker's", h.in("ours-a"), "tcp", h.address("theirs-b", "theirs")+":80")
 		barred(t, "Docker to an unpublished port of dockway's", h.in("theirs-a"), "tcp", h.address("ours-a", "ours")+":80")
 		reaches(t, "dockway to a published port of Docker's", h.in("ours-a"), "tcp", h.ip+":8007", "")
 		reaches(t, "Docker to a published port of dockway's", h.in("theirs-a"), "tcp", h.ip+":8006", "")

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/docker/docker/client"
 )
 
 // Engine names one of the engines that setup.sh puts into the cache.
@@ -148,12 +150,18 @@ func (h *Host) Docker(args ...string) (string, error) {
 	return h.Run(append([]string{"docker"}, args...)...)
 }
 
+// Client speaks to the engine's API.
+func (h *Host) Client() (*client.Client, error) {
+	socket := fmt.Sprintf("unix:///proc/%d/root/run/docker.sock", h.PID())
+	return client.NewClientWithOpts(client.WithHost(socket), client.WithAPIVersionNegotiation())
+}
+
 // LoadImage makes Image of Debian's busybox and a program that becomes /probe in it.
 func (h *Host) LoadImage(probe string) error {
 	root := filepath.Join(h.dir, "image")
 	script := fmt.Sprintf(`rm -rf %[1]s; mkdir -p %[1]s/bin %[1]s/tmp
 cp /bin/busybox %[1]s/bin/
-for a in sh ip ping sleep cat ls nc arping sysctl; do ln -s busybox %[1]s/bin/$a; done
+for a in sh true ip ping sleep cat ls nc arping sysctl; do ln -s busybox %[1]s/bin/$a; done
 cp %[2]s %[1]s/probe
 tar -C %[1]s -c . | docker import - %[3]s`, root, probe, Image)
 	_, err := h.Script(script)
