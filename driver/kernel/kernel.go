@@ -1,6 +1,6 @@
 // Package kernel observes what the kernel holds with dockway's mark, and does what a plan says. It
-// is the only package that speaks netlink, nftables and sysctl; it decides nothing and remembers
-// nothing that the kernel could tell.
+// is the only package that speaks netlink, nftables and sysctl. It decides nothing, and what it
+// remembers is only what it has told its caller, so that Watch need not tell it again.
 //
 // What bears no mark of dockway's is never touched: links are ours by name and alias, nftables
 // tables by name. Everything else that this package changes is named in the plan: a sysctl, one
@@ -69,7 +69,7 @@ type Kernel struct {
 	tables     sync.RWMutex        // held for writing while a table is made anew with its elements
 	doing      sync.RWMutex        // held for reading while operations are carried out
 	reaping    sync.Mutex          // held while the doomed are deleted
-	unfinished map[int32]time.Time // links that had no mark yet when the last were
+	unfinished map[int32]time.Time // since when the last reaping knows of links without a mark
 	reaper     worker
 	forgetter  worker
 	stale      publications
@@ -193,7 +193,10 @@ func (k *Kernel) Observe(ctx context.Context, keys []plan.Key) (plan.State, erro
 		k.observeLinks(ctx, links, out),
 		k.observeAddressKeys(ctx, addresses, out),
 		k.observeElements(ctx, elements, out))
-	return out, err
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
 }
 
 func (k *Kernel) held() map[plan.Key]plan.HostPort {
@@ -260,10 +263,11 @@ func (k *Kernel) ObserveAll(ctx context.Context, also []plan.Key) (plan.State, e
 	err = errors.Join(
 		k.observeAddresses(ctx, 0, ours, out),
 		k.observeAllElements(ctx, out))
-	if err == nil {
-		k.believed.saw(out, at)
+	if err != nil {
+		return nil, err
 	}
-	return out, err
+	k.believed.saw(out, at)
+	return out, nil
 }
 
 // Do carries operations out in order, and stops at the first that fails: the error says which. A

@@ -2,8 +2,11 @@ package kernel_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
@@ -310,4 +313,49 @@ func linkIndex(t testing.TB, name string) string {
 	t.Helper()
 	index, _, _ := strings.Cut(run(t, "ip", "-o", "link", "show", name), ":")
 	return index
+}
+
+// heldPorts holds ports in memory.
+type heldPorts map[plan.Key]plan.HostPort
+
+func (h heldPorts) Hold(p plan.HostPort) error {
+	if other, ok := h[p.Key()]; ok && other != p {
+		return &plan.PortInUseError{Port: p, Holder: "this test"}
+	}
+	h[p.Key()] = p
+	return nil
+}
+
+func (h heldPorts) Release(p plan.HostPort) error { delete(h, p.Key()); return nil }
+
+func (h heldPorts) Held() []plan.HostPort { return slices.Collect(maps.Values(h)) }
+
+func TestHostPorts(t *testing.T) {
+	inNamespace(t)
+	held := heldPorts{}
+	k := open(t, kernel.Config{Sockets: held})
+	port := func(host, target string) plan.HostPort {
+		return plan.HostPort{Proto: "tcp", Host: netip.MustParseAddrPort(host), Target: netip.MustParseAddrPort(target)}
+	}
+	one, two := port("127.0.0.1:80", "10.0.0.2:80"), port("0.0.0.0:81", "10.0.0.2:80")
+	do(t, k, add(one, two)...)
+	holds(t, k, one, two)
+	if all := observeAll(t, k); len(plan.Diff(all, plan.Of(one, two))) > 0 {
+		t.Errorf("all there is:\n%s", all)
+	}
+	moved := port("127.0.0.1:80", "10.0.0.3:80")
+	var inUse *plan.PortInUseError
+	if err := k.Do(context.Background(), add(moved)); !errors.As(err, &inUse) || !strings.HasPrefix(err.Error(), "add socket tcp 127.0.0.1:80") {
+		t.Errorf("a port that is taken: %v", err)
+	}
+	do(t, k, plan.Diff(observe(t, k, moved), plan.Of(moved))...)
+	holds(t, k, moved)
+	do(t, k, remove(moved, two)...)
+	if len(held) > 0 {
+		t.Errorf("still held: %v", held)
+	}
+	without := open(t, kernel.Config{})
+	if err := without.Do(context.Background(), add(one)); err == nil {
+		t.Error("a port was held by nobody")
+	}
 }
