@@ -174,7 +174,7 @@ func TestRestart(t *testing.T) {
 	}
 }
 
-// TestRepairDoesNotRemakeGuards checks the order of a change: guards first, openings last, and
+// TestOrder checks the order of a change: guards first, openings last, and
 // the other way round when it goes.
 func TestOrder(t *testing.T) {
 	ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
@@ -397,6 +397,7 @@ func TestRun(t *testing.T) {
 		done := make(chan error)
 		go func() { done <- s.Run(ctx) }()
 		synctest.Wait()
+		before := s.Status().Repairs
 		k.mu.Lock()
 		for key, o := range k.state {
 			if o.Key().Kind == plan.KindElement || o.Key().Kind == plan.KindTable {
@@ -409,8 +410,8 @@ func TestRun(t *testing.T) {
 		time.Sleep(2 * settle) // virtual
 		synctest.Wait()
 		agree(t, "a flush", s, k, st)
-		if s.Status().Repairs == 0 || !s.Status().InSync {
-			t.Errorf("status %+v, want repairs counted and in sync", s.Status())
+		if before != 0 || s.Status().Repairs == 0 || !s.Status().InSync {
+			t.Errorf("status %+v, want repairs counted since the start, and in sync; before it was %d", s.Status(), before)
 		}
 		cancel()
 		must(t, <-done)

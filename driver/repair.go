@@ -154,7 +154,9 @@ func (s *Service) settle(ctx context.Context, ops []plan.Op) error {
 		return nil
 	}
 	s.index.Lock()
-	s.repairs += uint64(len(ops))
+	if s.synced { // what the first look finds, nobody took away
+		s.repairs += uint64(len(ops))
+	}
 	s.index.Unlock()
 	s.log.Infof("the kernel differs from the record in %d things, the first: %s", len(ops), ops[0])
 	var problems []error
@@ -190,6 +192,7 @@ func (s *Service) outOfSync(err error) {
 	s.index.Lock()
 	defer s.index.Unlock()
 	s.problem = err
+	s.synced = s.synced || err == nil
 }
 
 // Status tells how the service is.

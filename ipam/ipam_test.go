@@ -222,12 +222,14 @@ func TestRefusals(t *testing.T) {
 	mustRequest(t, m, endpointOf(id, "10.0.0.6", "02:42:00:00:00:06", "six"))
 	mustRequest(t, m, endpointOf(id, "10.0.0.7", "02:42:00:00:00:07", ""))
 	mustRequest(t, m, AddressRequest{PoolID: id, Address: "10.0.0.8", Options: map[string]string{optionSerial: "true"}})
+	mustRequest(t, m, AddressRequest{PoolID: id, Address: "10.0.0.9", Endpoint: true})
 	before := dump(m)
 	for _, test := range []struct {
 		request AddressRequest
 		is      func(error) bool
 		words   string
 	}{
+		{AddressRequest{PoolID: id, Address: "10.0.0.9", Endpoint: true}, IsTaken, "it is held by another endpoint"},
 		{endpointOf(id, "10.0.0.1", "02:42:00:00:00:09", "x"), IsTaken, "address 10.0.0.1 in pool " + id + " is taken: it is the gateway"},
 		{endpointOf(id, "10.0.0.5", "02:42:00:00:00:09", "x"), IsTaken, "it is an auxiliary address"},
 		{AddressRequest{PoolID: id, Address: "10.0.0.5"}, IsTaken, "it is an auxiliary address"},

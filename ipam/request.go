@@ -22,6 +22,9 @@ type AddressRequest struct {
 	PoolID  string
 	Address string            // --ip, --gateway or --aux-address, or empty to choose one
 	Options map[string]string // what the address is for
+	// Endpoint says that the caller knows the address to be a container's, which engines before 29 do not tell of a
+	// given one.
+	Endpoint bool
 }
 
 // The options that engines send along with requests (Docker's contract; none of them is the user's).
@@ -52,6 +55,9 @@ const (
 func (r AddressRequest) kind() Kind {
 	if r.Options[optionType] == typeGateway {
 		return Gateway
+	}
+	if r.Endpoint {
+		return Endpoint
 	}
 	for _, o := range []string{optionMAC, optionName, optionSerial} {
 		if r.Options[o] != "" {

@@ -87,12 +87,30 @@ func (s *Server) handleAddresses() {
 		return done{}, s.Addresses.ReleasePool(ctx, r.PoolID)
 	})
 	call(s, "IpamDriver.RequestAddress", decodeRequestAddress, func(ctx context.Context, r addressRequest) (any, error) {
+		r.Endpoint = s.onNetwork(r.Address)
 		address, err := s.Addresses.RequestAddress(ctx, r.AddressRequest)
 		return addressReply{Address: address.String()}, err
 	})
 	call(s, "IpamDriver.ReleaseAddress", decodeReleaseAddress, func(ctx context.Context, r addressRef) (any, error) {
 		return done{}, s.Addresses.ReleaseAddress(ctx, r.PoolID, r.Address)
 	})
+}
+
+// onNetwork reports whether an address that is asked for is on a network that exists: then it is a
+// container's, because gateways and auxiliary addresses are asked for before their network is made.
+func (s *Server) onNetwork(address string) bool {
+	addr, err := netip.ParseAddr(address)
+	if err != nil {
+		return false
+	}
+	for _, n := range s.Networks.Networks() {
+		for _, subnet := range n.Subnets {
+			if p, err := netip.ParsePrefix(subnet); err == nil && p.Contains(addr) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // The address manager checks what the strings say; here is checked that they are there.

@@ -51,7 +51,11 @@ func (a *addresses) ReleasePool(_ context.Context, id string) error {
 }
 
 func (a *addresses) RequestAddress(_ context.Context, r ipam.AddressRequest) (netip.Prefix, error) {
-	err := a.record("RequestAddress pool=%s address=%s%s", r.PoolID, r.Address, options(r.Options))
+	whose := ""
+	if r.Endpoint {
+		whose = " of an endpoint"
+	}
+	err := a.record("RequestAddress pool=%s address=%s%s%s", r.PoolID, r.Address, whose, options(r.Options))
 	if err != nil {
 		return netip.Prefix{}, err
 	}
@@ -78,6 +82,8 @@ func TestIPAMAnswers(t *testing.T) {
 			"RequestPool space=x pool=10.50.0.0/16 range=10.50.1.0/24 v6=false options a=b n=1", `{"PoolID":"pool-1","Pool":"10.50.0.0/16"}`},
 		{"RequestAddress", `{"PoolID":"pool-1","Address":"10.50.0.1","Options":{"RequestAddressType":"com.docker.network.gateway"}}`,
 			"RequestAddress pool=pool-1 address=10.50.0.1 options RequestAddressType=com.docker.network.gateway", `{"Address":"10.50.0.1/16"}`},
+		{"RequestAddress", `{"PoolID":"pool-1","Address":"198.18.9.9","Options":null}`, // on a network that exists
+			"RequestAddress pool=pool-1 address=198.18.9.9 of an endpoint options", `{"Address":"198.18.9.9/16"}`},
 		{"RequestAddress", `{"PoolID":"pool-1","Address":"","Options":null}`,
 			"RequestAddress pool=pool-1 address= options", `{"Address":"10.50.1.1/16"}`},
 		{"ReleaseAddress", `{"PoolID":"pool-1","Address":"10.50.0.1"}`, "ReleaseAddress pool=pool-1 address=10.50.0.1", `{}`},
