@@ -74,7 +74,7 @@ type Service struct {
 	networks map[string]*network
 	ports    map[plan.Key]holder // host ports by who publishes them
 	problem  error               // why the kernel is not what the record wants
-	synced   bool  // it has been, since the start
+	synced   bool                // it has been, since the start
 	repairs  uint64
 }
 
