@@ -15,7 +15,8 @@ import (
 
 const usage = `probe serve tcp|udp ADDRESS           answer each client with its address, until ended
 probe ask tcp|udp ADDRESS             print what the server says: the address it saw
-probe hold tcp ADDRESS                one connection, a line each 10 ms there and back, until a line on stdin; prints how many`
+probe hold tcp ADDRESS                one connection, a line each 10 ms there and back, until a line on stdin; prints how many
+` + rawUsage
 
 func main() {
 	timeout := flag.Duration("timeout", 2*time.Second, "how long to wait for an answer")
@@ -45,7 +46,7 @@ func run(args []string, timeout time.Duration) error {
 	case "hold tcp":
 		return hold(address, timeout)
 	}
-	return errors.New(usage)
+	return raw(command+" "+network, address, args[3:], timeout)
 }
 
 // serveTCP tells each client its address, and then sends back every line it gets.
