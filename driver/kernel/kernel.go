@@ -30,6 +30,8 @@ type Sockets interface {
 	Hold(plan.HostPort) error
 	Release(plan.HostPort) error
 	Held() []plan.HostPort
+	// Lookup gives one that is held. Its cost does not depend on how many are.
+	Lookup(plan.Key) (plan.HostPort, bool)
 }
 
 // Config is what a Kernel needs to know.
@@ -159,7 +161,6 @@ func (k *Kernel) Observe(ctx context.Context, keys []plan.Key) (plan.State, erro
 	out := plan.State{}
 	var links []string
 	var elements, addresses []plan.Key
-	var held map[plan.Key]plan.HostPort
 	for _, key := range keys {
 		var err error
 		switch key.Kind {
@@ -176,10 +177,10 @@ func (k *Kernel) Observe(ctx context.Context, keys []plan.Key) (plan.State, erro
 		case plan.KindElement:
 			elements = append(elements, key)
 		case plan.KindHostPort:
-			if held == nil {
-				held = k.held()
+			if k.sockets == nil {
+				continue
 			}
-			if port, ok := held[key]; ok {
+			if port, ok := k.sockets.Lookup(key); ok {
 				out.Add(port)
 			}
 		default:
@@ -197,16 +198,6 @@ func (k *Kernel) Observe(ctx context.Context, keys []plan.Key) (plan.State, erro
 		return nil, err
 	}
 	return out, nil
-}
-
-func (k *Kernel) held() map[plan.Key]plan.HostPort {
-	out := map[plan.Key]plan.HostPort{}
-	if k.sockets != nil {
-		for _, p := range k.sockets.Held() {
-			out[p.Key()] = p
-		}
-	}
-	return out
 }
 
 func (k *Kernel) observeTableKey(ctx context.Context, key plan.Key, out plan.State) error {
@@ -257,7 +248,11 @@ func (k *Kernel) ObserveAll(ctx context.Context, also []plan.Key) (plan.State, e
 			out.Add(l.object(names[l.master]))
 		}
 	}
-	for _, port := range k.held() {
+	var held []plan.HostPort
+	if k.sockets != nil {
+		held = k.sockets.Held()
+	}
+	for _, port := range held {
 		out.Add(port)
 	}
 	err = errors.Join(
@@ -348,12 +343,7 @@ func (k *Kernel) do(ctx context.Context, op plan.Op) error {
 	case plan.Admit:
 		return k.putAdmit(ctx, o)
 	case plan.HostPort:
-		if old, ok := op.Old.(plan.HostPort); ok {
-			if err := k.sockets.Release(old); err != nil {
-				return err
-			}
-		}
-		return k.sockets.Hold(o)
+		return k.sockets.Hold(o) // of one that is held, this changes the target: its relays go on
 	}
 	return fmt.Errorf("%T is not known", op.Object)
 }

@@ -315,11 +315,14 @@ func linkIndex(t testing.TB, name string) string {
 	return index
 }
 
+// takenPort is one that somebody else has.
+const takenPort = 99
+
 // heldPorts holds ports in memory.
 type heldPorts map[plan.Key]plan.HostPort
 
 func (h heldPorts) Hold(p plan.HostPort) error {
-	if other, ok := h[p.Key()]; ok && other != p {
+	if p.Host.Port() == takenPort {
 		return &plan.PortInUseError{Port: p, Holder: "this test"}
 	}
 	h[p.Key()] = p
@@ -328,7 +331,8 @@ func (h heldPorts) Hold(p plan.HostPort) error {
 
 func (h heldPorts) Release(p plan.HostPort) error { delete(h, p.Key()); return nil }
 
-func (h heldPorts) Held() []plan.HostPort { return slices.Collect(maps.Values(h)) }
+func (h heldPorts) Lookup(key plan.Key) (plan.HostPort, bool) { p, ok := h[key]; return p, ok }
+func (h heldPorts) Held() []plan.HostPort                     { return slices.Collect(maps.Values(h)) }
 
 func TestHostPorts(t *testing.T) {
 	inNamespace(t)
@@ -345,7 +349,7 @@ func TestHostPorts(t *testing.T) {
 	}
 	moved := port("127.0.0.1:80", "10.0.0.3:80")
 	var inUse *plan.PortInUseError
-	if err := k.Do(context.Background(), add(moved)); !errors.As(err, &inUse) || !strings.HasPrefix(err.Error(), "add socket tcp 127.0.0.1:80") {
+	if err := k.Do(context.Background(), add(port("127.0.0.1:99", "10.0.0.2:80"))); !errors.As(err, &inUse) || !strings.HasPrefix(err.Error(), "add socket tcp 127.0.0.1:99") {
 		t.Errorf("a port that is taken: %v", err)
 	}
 	do(t, k, plan.Diff(observe(t, k, moved), plan.Of(moved))...)
