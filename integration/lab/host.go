@@ -80,8 +80,13 @@ func (h *Host) StartEngine() error {
 		return err
 	}
 	defer log.Close() //nolint:errcheck // the engine has its own
-	args := []string{"dockerd", "--data-root", filepath.Join(h.dir, "data"), "--exec-root", "/run/docker", "--pidfile", "/run/docker.pid",
-		"-H", "unix:///run/docker.sock", "--cgroup-parent", "/" + prefix + h.lab.id}
+	group, err := h.engineGroup()
+	if err != nil {
+		return err
+	}
+	join := `for g in /sys/fs/cgroup/$0/cgroup.procs /sys/fs/cgroup/*/$0/cgroup.procs; do [ ! -e "$g" ] || echo $$ >"$g"; done; exec "$@"`
+	args := []string{"sh", "-ec", join, group, "dockerd", "--data-root", filepath.Join(h.dir, "data"), "--exec-root", "/run/docker", "--pidfile", "/run/docker.pid",
+		"-H", "unix:///run/docker.sock", "--cgroup-parent", "/" + filepath.Join(filepath.Dir(group), "containers")}
 	h.engine = h.Command(context.Background(), append(args, h.Flags...)...)
 	h.engine.Stdout, h.engine.Stderr = log, log
 	if err := h.engine.Start(); err != nil {

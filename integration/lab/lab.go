@@ -92,38 +92,14 @@ func clean(dir, id string) {
 	deadline := time.Now().Add(5 * time.Second)
 	for {
 		err := os.RemoveAll(dir)
-		for _, root := range cgroups(id) {
-			err = errors.Join(err, removeGroups(root))
+		for _, root := range hierarchies() {
+			err = errors.Join(err, removeGroups(filepath.Join(root, prefix+id)))
 		}
 		if err == nil || time.Now().After(deadline) {
 			return
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-}
-
-func cgroups(id string) []string {
-	var found []string
-	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
-		match, err := filepath.Glob(pattern + prefix + id)
-		if err == nil {
-			found = append(found, match...)
-		}
-	}
-	return found
-}
-
-func removeGroups(root string) error {
-	children, err := os.ReadDir(root)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	for _, c := range children {
-		if c.IsDir() {
-			err = errors.Join(err, removeGroups(filepath.Join(root, c.Name())))
-		}
-	}
-	return errors.Join(err, os.Remove(root))
 }
 
 // Machine is a computer of the lab: network, mount, PID and UTS namespaces of its own.
@@ -158,6 +134,7 @@ func (m *Machine) boot() error {
 	}
 	defer ready.Close() //nolint:errcheck // read to its end
 	m.cmd = exec.Command("/proc/self/exe")
+	m.cmd.Args[0] = prefix + m.lab.id + "/" + m.Name // in a list of processes
 	m.cmd.Env = append(os.Environ(), "DOCKWAY_LAB_MACHINE="+m.Name, "DOCKWAY_LAB_DISK="+m.dir)
 	m.cmd.ExtraFiles = []*os.File{theirs}
 	m.cmd.Stderr = os.Stderr
@@ -199,6 +176,9 @@ func (m *Machine) Command(ctx context.Context, args ...string) *exec.Cmd {
 	full := append([]string{"-t", strconv.Itoa(m.PID()), "-m", "-u", "-n", "-p", "--"}, args...)
 	cmd := exec.CommandContext(ctx, "nsenter", full...)
 	cmd.Env = append(os.Environ(), m.env...)
+	// nsenter forks: what it started ends with it, and does not hear a terminal's Ctrl-C.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 2 * time.Second
 	return cmd
 }

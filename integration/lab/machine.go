@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
@@ -32,7 +33,8 @@ func Main() {
 	}
 }
 
-// furnish gives a machine what a host has: its own /proc, /sys, /run, name, resolver, loopback.
+// furnish gives a machine what a host has: its own /proc, /sys, /run, /etc, /opt, name, resolver,
+// loopback. Engines write to all of them.
 func furnish(name, disk string) error {
 	mount := func(source, target, kind string, flags uintptr) error {
 		if err := unix.Mount(source, target, kind, flags, ""); err != nil {
@@ -41,8 +43,7 @@ func furnish(name, disk string) error {
 		return nil
 	}
 	hold := filepath.Join(disk, "cgroup")
-	resolv := filepath.Join(disk, "resolv.conf")
-	if err := errors.Join(os.MkdirAll(hold, 0o755), os.WriteFile(resolv, []byte("nameserver 127.0.0.1\n"), 0o644)); err != nil {
+	if err := os.MkdirAll(hold, 0o755); err != nil {
 		return err
 	}
 	steps := []func() error{
@@ -52,13 +53,68 @@ func furnish(name, disk string) error {
 		func() error { return mount("sysfs", "/sys", "sysfs", 0) },
 		func() error { return mount(hold, "/sys/fs/cgroup", "", unix.MS_BIND|unix.MS_REC) },
 		func() error { return unix.Unmount(hold, unix.MNT_DETACH) },
+		func() error { // beside v1 it has no controllers, and runc leaves groups at its top
+			err := unix.Unmount("/sys/fs/cgroup/unified", unix.MNT_DETACH)
+			if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+				return nil // it is not there
+			}
+			return err
+		},
 		func() error { return mount("tmpfs", "/run", "tmpfs", 0) },
-		func() error { return mount(resolv, "/etc/resolv.conf", "", unix.MS_BIND) },
+		func() error { return ownEtc(mount) },
+		func() error { return ownOpt(mount) },
+		func() error { return mount("none", "/", "", unix.MS_REC|unix.MS_SHARED) },
 		func() error { return unix.Sethostname([]byte(name)) },
 		loopbackUp,
 	}
 	for _, step := range steps {
 		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+type mounter func(source, target, kind string, flags uintptr) error
+
+// ownEtc gives the machine a copy of /etc, with a resolver of its own in it.
+func ownEtc(mount mounter) error {
+	if out, err := exec.Command("cp", "-a", "/etc", "/run/etc").CombinedOutput(); err != nil {
+		return fmt.Errorf("copy /etc: %w: %s", err, out)
+	}
+	resolv := "/run/etc/resolv.conf"
+	if err := os.Remove(resolv); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := os.WriteFile(resolv, []byte("nameserver 127.0.0.1\n"), 0o644); err != nil {
+		return err
+	}
+	return mount("/run/etc", "/etc", "", unix.MS_BIND)
+}
+
+// ownOpt gives the machine an /opt that shows what is in the real one, and takes what containerd
+// makes there.
+func ownOpt(mount mounter) error {
+	const real = "/run/opt"
+	entries, err := os.ReadDir("/opt")
+	if err != nil {
+		return err
+	}
+	if err := os.Mkdir(real, 0o755); err != nil {
+		return err
+	}
+	if err := errors.Join(mount("/opt", real, "", unix.MS_BIND|unix.MS_REC), mount("tmpfs", "/opt", "tmpfs", 0)); err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if !e.IsDir() || e.Name() == "containerd" {
+			continue
+		}
+		target := filepath.Join("/opt", e.Name())
+		if err := os.Mkdir(target, 0o755); err != nil {
+			return err
+		}
+		if err := mount(filepath.Join(real, e.Name()), target, "", unix.MS_BIND|unix.MS_REC); err != nil {
 			return err
 		}
 	}
