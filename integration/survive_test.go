@@ -1,0 +1,365 @@
+package integration
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/dockway/dockway/integration/lab"
+)
+
+// survivors are hosts of their own, one for each engine: what is done to them disturbs no other
+// test. They are started when the first test asks.
+var survivors struct {
+	sync.Once
+	hosts map[lab.Engine]*lab.Host
+	err   error
+}
+
+var survivor4 = map[lab.Engine]string{lab.Debian: "198.18.0.11", lab.Moby: "198.18.0.12"}
+
+// eachSurvivor runs a test on both survivors, and fails when it leaves anything.
+func eachSurvivor(t *testing.T, test func(t *testing.T, h *host)) {
+	survivors.Do(func() {
+		survivors.hosts = map[lab.Engine]*lab.Host{}
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		for engine, ip := range survivor4 {
+			wg.Go(func() {
+				s, err := shared.host(string(engine)+"-survivor", engine)
+				if err == nil {
+					err = s.Plug(shared.lan, "eth0", ip+"/24")
+				}
+				if err == nil { // as on most hosts: masquerading and the watch depend on it
+					_, err = s.Script("ip route replace default via " + peer4)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				survivors.hosts[engine] = s
+				survivors.err = errors.Join(survivors.err, err)
+			})
+		}
+		wg.Wait()
+	})
+	if survivors.err != nil {
+		t.Fatal(survivors.err)
+	}
+	for _, engine := range []lab.Engine{lab.Debian, lab.Moby} {
+		t.Run(string(engine), func(t *testing.T) {
+			h := onHost(t, survivors.hosts[engine])
+			h.ip = survivor4[engine]
+			before := h.empty(t)
+			t.Cleanup(func() { // runs after the test has removed what it made
+				var after string
+				if err := lab.WaitFor(10*time.Second, "nothing to be left", func() (bool, error) {
+					after = h.empty(t)
+					return after == before, nil
+				}); err != nil {
+					t.Errorf("%v: before\n%s\nafter\n%s", err, before, after)
+				}
+			})
+			test(t, h)
+		})
+	}
+}
+
+// must runs a script on the host that has to succeed.
+func (h *host) must(script string) string {
+	h.t.Helper()
+	out, err := h.Script(script)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return out
+}
+
+// state is all that dockway holds on the host: what it shows, its links, addresses and rules.
+func (h *host) state() string {
+	h.t.Helper()
+	var b strings.Builder
+	for _, what := range []string{"networks", "endpoints", "ports"} {
+		out, err := h.Dockway(what, "--json")
+		fmt.Fprintf(&b, "%s: %s%s\n", what, out, failure(err))
+	}
+	out, err := h.kernelState()
+	return b.String() + out + failure(err)
+}
+
+func failure(err error) string {
+	if err == nil {
+		return ""
+	}
+	return "\n!" + err.Error()
+}
+
+// kernelState is what of dockway's the kernel holds.
+func (h *host) kernelState() (string, error) {
+	return h.Script(`ip -o link | grep -o ' dw[bv].*' | sort; ip -o address | grep -o ' dw[bv].*' | sort; ip route | grep dwb | sort
+nft -s list table inet dockway; nft -s list table bridge dockway
+for f in ip ip6; do nft -s list chain $f filter DOCKER-USER | grep 0x00001000 || echo "no rule in DOCKER-USER of $f"; done`)
+}
+
+// empty is what dockway holds on a host without networks: the same each time.
+func (h *host) empty(t *testing.T) string {
+	t.Helper()
+	return h.state() + "\n" + h.record(t)
+}
+
+// pluginDir is where the engine keeps the plugin.
+func (h *host) pluginDir() (string, error) {
+	out, err := h.Docker("plugin", "inspect", "-f", "{{.Id}}", lab.Plugin)
+	return filepath.Join(shared.lab.Dir(), h.Name, "data/plugins", out), err
+}
+
+// record counts what is on record in the plugin's state.
+func (h *host) record(t *testing.T) string {
+	t.Helper()
+	dir, err := h.pluginDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	counts, err := count(filepath.Join(dir, "propagated-mount", "dockway.db"), filepath.Join(t.TempDir(), "dockway.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return counts
+}
+
+// count counts the values in a record by what they are about. It reads a copy, as somebody
+// holds the record.
+func count(path, copied string) (string, error) {
+	if out, err := exec.Command("cp", path, copied).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	db, err := bbolt.Open(copied, 0o600, &bbolt.Options{Timeout: time.Second, ReadOnly: true})
+	if err != nil {
+		return "", err
+	}
+	defer db.Close() //nolint:errcheck // only read
+	var b strings.Builder
+	err = db.View(func(tx *bbolt.Tx) error {
+		for _, bucket := range []string{"networks", "endpoints", "pools", "addresses"} {
+			n := 0
+			if b := tx.Bucket([]byte(bucket)); b != nil {
+				n = b.Stats().KeyN
+			}
+			fmt.Fprintf(&b, "%d %s on record\n", n, bucket)
+		}
+		return nil
+	})
+	return b.String(), err
+}
+
+// held is a connection that is kept busy while something happens around it.
+type held struct {
+	t     *testing.T
+	what  string
+	stdin io.WriteCloser
+	lines *bufio.Scanner
+	said  bytes.Buffer
+	cmd   *exec.Cmd
+	since time.Time
+}
+
+// hold opens a connection with the probe that cmd runs.
+func hold(t *testing.T, what string, command func(context.Context, ...string) *exec.Cmd, args ...string) *held {
+	t.Helper()
+	h := &held{t: t, what: what, cmd: command(t.Context(), args...), since: time.Now()}
+	stdin, err := h.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := h.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.stdin, h.lines, h.cmd.Stderr = stdin, bufio.NewScanner(stdout), &h.said
+	if err := h.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if !h.lines.Scan() || h.lines.Text() != "holding" {
+		_ = h.cmd.Wait()
+		t.Fatalf("%s: no connection to hold: %s%s", what, h.lines.Text(), h.said.String())
+	}
+	return h
+}
+
+// flowed ends the connection, and fails the test unless it has carried every line until now. A
+// line goes there and back each 10 ms; none may take longer than the probe's timeout.
+func (h *held) flowed() {
+	h.t.Helper()
+	_ = h.stdin.Close()
+	last := ""
+	for h.lines.Scan() {
+		last = h.lines.Text()
+	}
+	if err := h.cmd.Wait(); err != nil {
+		h.t.Errorf("%s: the connection broke: %v: %s", h.what, err, h.said.String())
+		return
+	}
+	h.t.Logf("%s: held for %s, %s lines there and back", h.what, time.Since(h.since).Round(time.Millisecond), last)
+}
+
+// holdFromOutside holds a connection from the LAN to a port.
+func holdFromOutside(t *testing.T, address string) *held {
+	t.Helper()
+	return hold(t, "from outside to "+address, shared.peer.Command, shared.probe, "hold", "tcp", address)
+}
+
+// holdFromContainer holds a connection of a container's, but without the engine's help: it goes on
+// without the engine.
+func (h *host) holdFromContainer(container, address string) *held {
+	h.t.Helper()
+	pid := h.docker("inspect", "-f", "{{.State.Pid}}", container)
+	return hold(h.t, container+" to "+address, h.Command, "nsenter", "-t", pid, "-n", shared.probe, "hold", "tcp", address)
+}
+
+// inside asks from a container without the engine's help.
+func (h *host) inside(container string) from {
+	h.t.Helper()
+	pid := h.docker("inspect", "-f", "{{.State.Pid}}", container)
+	return func(args ...string) (string, error) {
+		return h.Run(append([]string{"nsenter", "-t", pid, "-n", shared.probe}, args...)...)
+	}
+}
+
+// TestPluginKilled: what runs does not notice, and the next plugin finds everything as it was.
+func TestPluginKilled(t *testing.T) {
+	_, stop := outsideServer(t)
+	defer stop()
+	eachSurvivor(t, func(t *testing.T, h *host) {
+		h.network("killed")
+		free := h.state()
+		h.server("killed-a", "killed", "-p", "8100:80", "-p", "8100:80/udp")
+		h.client("killed-b", "killed")
+		a := h.address("killed-a", "killed")
+		b := h.inside("killed-b")
+		conns := []*held{holdFromOutside(t, h.ip+":8100"), h.holdFromContainer("killed-b", a+":80")}
+		before := h.state()
+
+		pid, err := h.PluginPID()
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The engine would start it again at once: it is stopped while traffic is tried.
+		h.must("kill -STOP $(cat /run/docker.pid); kill -9 " + pid)
+		t.Cleanup(func() { h.must("kill -CONT $(cat /run/docker.pid)") })
+		for _, network := range []string{"tcp", "udp"} {
+			reaches(t, "published port while the plugin is down", on(shared.peer), network, h.ip+":8100", peer4)
+			reaches(t, "same network while the plugin is down", b, network, a+":80", "")
+			reaches(t, "outside while the plugin is down", b, network, peer4+":80", h.ip)
+		}
+		if _, err := h.PluginPID(); err == nil {
+			t.Error("the plugin was not down")
+		}
+		if after, err := h.kernelState(); err != nil || !strings.Contains(before, after) {
+			t.Errorf("the kernel's state went with the plugin: %v: before\n%s\nafter\n%s", err, before, after)
+		}
+		h.must("kill -CONT $(cat /run/docker.pid)")
+		start := time.Now()
+		if err := h.WaitPlugin(pid); err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("the plugin answers again and is in sync %s after the engine could start it", time.Since(start).Round(time.Millisecond))
+		if after := h.state(); after != before {
+			t.Errorf("killing the plugin changed what it holds: before\n%s\nafter\n%s", before, after)
+		}
+		for _, network := range []string{"tcp", "udp"} {
+			reaches(t, "published port", on(shared.peer), network, h.ip+":8100", peer4)
+		}
+		for _, c := range conns {
+			c.flowed()
+		}
+		h.docker("stop", "-t", "1", "killed-a")
+		h.docker("rm", "killed-a")
+		h.docker("rm", "-f", "killed-b")
+		h.settles("what the containers had to be released", free)
+	})
+}
+
+// TestKilledInTheMiddle: the plugin dies again and again while the engine makes and removes networks
+// and containers. Commands may fail; when all that they made is removed, nothing is left.
+func TestKilledInTheMiddle(t *testing.T) {
+	eachSurvivor(t, func(t *testing.T, h *host) {
+		h.network("middle")
+		var failed, done atomic.Int64
+		var wg sync.WaitGroup
+		ended := make(chan struct{})
+		end := sync.OnceFunc(func() { close(ended); wg.Wait() })
+		defer end()
+		loop := func(step func(n int) error) {
+			wg.Go(func() {
+				for n := 0; ; n++ {
+					select {
+					case <-ended:
+						return
+					default:
+					}
+					if err := step(n); err != nil {
+						failed.Add(1)
+						t.Log(err)
+					} else {
+						done.Add(1)
+					}
+				}
+			})
+		}
+		for i := range 2 {
+			loop(func(n int) error {
+				_, err := h.Docker("run", "--rm", "--network", "middle", "-p", fmt.Sprintf("%d:80", 8110+i), "--name", fmt.Sprintf("middle-%d-%d", i, n), lab.Image, "true")
+				return err
+			})
+		}
+		loop(func(n int) error {
+			name := fmt.Sprintf("middle-net-%d", n)
+			_, err := h.Docker("network", "create", "-d", lab.Plugin, "--ipam-driver", lab.Plugin, name)
+			if err == nil {
+				_, err = h.Docker("network", "rm", name)
+			}
+			return err
+		})
+		for range 10 {
+			// The engine looks half a second after it has started a plugin whether it answers, and disables one that
+			// has died meanwhile.
+			time.Sleep(time.Duration(700+rand.IntN(800)) * time.Millisecond)
+			pid, err := h.PluginPID()
+			if err != nil {
+				t.Fatal(err)
+			}
+			h.must("kill -9 " + pid)
+			if err := h.WaitPlugin(pid); err != nil {
+				t.Fatal(err)
+			}
+		}
+		end()
+		t.Logf("%d commands succeeded, %d failed", done.Load(), failed.Load())
+		// Whoever uses the engine now tidies up.
+		h.must(`for c in $(docker ps -aqf name=middle-); do docker rm -f $c; done
+for n in $(docker network ls -qf name=middle-net-); do docker network rm $n; done`)
+	})
+}
+
+// settles waits until what dockway holds is what it was.
+func (h *host) settles(what, want string) {
+	h.t.Helper()
+	var got string
+	if err := lab.WaitFor(10*time.Second, what, func() (bool, error) {
+		got = h.state()
+		return got == want, nil
+	}); err != nil {
+		h.t.Errorf("%v: want\n%s\ngot\n%s", err, want, got)
+	}
+}
