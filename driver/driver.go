@@ -139,6 +139,10 @@ func (s *Service) CreateNetwork(ctx context.Context, req NetworkRequest) error {
 	if exists, err := s.reserve(n, routes); exists || err != nil {
 		return err
 	}
+	if err := s.stand(ctx, n, nil); err != nil {
+		s.forget(n)
+		return fmt.Errorf("create network %s: prepare the host: %w", brief(req.ID), err)
+	}
 	if err := s.change(ctx, n, nil, mode.Plan(record, nil), Change{networkBucket, record.ID, encode(record)}); err != nil {
 		s.forget(n)
 		return fmt.Errorf("create network %s: %w", brief(req.ID), err)
@@ -312,14 +316,14 @@ func (s *Service) converge(ctx context.Context, before, wanted plan.State) error
 	return s.kernel.Do(ctx, plan.Diff(observed, wanted))
 }
 
-// stand puts back what everything on the network stands on, in case somebody took it away just
-// now and the repair has not come yet.
+// stand puts in place what everything on the network stands on: before it is made, and again in
+// case somebody took it away just now and the repair has not come yet.
 func (s *Service) stand(ctx context.Context, n *network, wanted plan.State) error {
 	uplinks, err := s.kernel.Uplinks(ctx)
 	if err != nil {
 		return err
 	}
-	base := mode.Host(uplinks)
+	base := mode.Host(uplinks, n.record)
 	if len(wanted) > 0 {
 		base.Merge(mode.Plan(n.record, nil))
 	}

@@ -95,7 +95,7 @@ func (s *Service) compare(ctx context.Context) (work, error) {
 		networks = append(networks, n.record)
 		endpoints = append(endpoints, n.list())
 	})
-	host := mode.Host(uplinks)
+	host := mode.Host(uplinks, networks...)
 	all := plan.State{}.Merge(host)
 	for i, n := range networks {
 		all.Merge(mode.Plan(n, endpoints[i]))

@@ -204,6 +204,9 @@ func TestSysctls(t *testing.T) {
 	if err := k.Do(context.Background(), add(plan.Sysctl{Name: "net/ipv4/no_such_thing", Value: "1"})); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a setting that there is not: %v", err)
 	}
+	chosen := plan.Sysctl{Name: "net/ipv6/conf/dwb1/accept_ra", Value: "0"}
+	do(t, k, add(chosen, plan.Sysctl{Name: chosen.Name, Value: "2", From: "1"})...)
+	holds(t, k, chosen) // somebody's choice, not the value to change
 	// From another thread, which is in the machine's own namespace, it is the same.
 	from := make(chan plan.State)
 	go func() { from <- observe(t, k, dotted) }()

@@ -62,7 +62,7 @@ func (k *Kernel) withoutIPv6(name string) (value string, ok bool) {
 // putSysctl writes a setting that has another value.
 func (k *Kernel) putSysctl(s plan.Sysctl) error {
 	value, found, err := k.readSysctl(s.Name)
-	if err != nil || found && value == s.Value {
+	if err != nil || found && value == s.Value || s.From != "" && value != s.From {
 		return err
 	}
 	return k.inside(func() error {

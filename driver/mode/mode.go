@@ -37,8 +37,8 @@ func Plan(n Network, endpoints []Endpoint) plan.State {
 // PlanEndpoint is an endpoint's part of Plan.
 func PlanEndpoint(n Network, e Endpoint) plan.State { return natEndpoint(n, e) }
 
-// Host is what every network needs of the host, given the links that carry its default routes.
-func Host(uplinks []string) plan.State {
+// Host is what the networks need of the host, given the links that carry its default routes.
+func Host(uplinks []string, networks ...Network) plan.State {
 	s := plan.Of(
 		plan.Table{Table: InetTable()},
 		plan.Table{Table: BridgeTable()},
@@ -47,6 +47,14 @@ func Host(uplinks []string) plan.State {
 	)
 	for _, u := range slices.Sorted(slices.Values(uplinks)) {
 		s.Add(plan.Element{Set: uplinkSet, Elem: u})
+		if slices.ContainsFunc(networks, routesIPv6) {
+			// A host that forwards IPv6 stops listening to routers, and so loses the default route
+			// that it has from them, unless told to listen all the same (accept_ra in the kernel's
+			// ip-sysctl document).
+			s.Add(plan.Sysctl{Name: "net/ipv6/conf/" + u + "/accept_ra", From: "1", Value: "2"})
+		}
 	}
 	return s
 }
+
+func routesIPv6(n Network) bool { return len(n.IPv6) > 0 && !n.Internal }

@@ -69,6 +69,8 @@ func TestGolden(t *testing.T) {
 	n.Internal, n.Options.DisableICC = true, true
 	golden(t, "nat-internal.plan", Plan(n, endpoints[:1]).String())
 	golden(t, "host.plan", Host([]string{"eth0", "br0"}).String())
+	n.Internal = false
+	golden(t, "host-ipv6.plan", Host([]string{"eth0"}, n).String())
 }
 
 // TestPage compares the generated parts of the mode's page with the code.

@@ -220,6 +220,7 @@ type Address struct {
 type Sysctl struct {
 	Name  string // dotted or slashed path below /proc/sys, such as "net/ipv4/ip_forward"
 	Value string
+	From  string // not empty: only this value is changed, any other is somebody's choice
 }
 
 // Element is one element of a set or map of ours; Key and Data are in nft's syntax.
@@ -272,9 +273,14 @@ func (t Table) Same(o Object) bool {
 func (a Admit) Same(o Object) bool    { return a == o }
 func (b Bridge) Same(o Object) bool   { return b == o }
 func (a Address) Same(o Object) bool  { return a == o }
-func (s Sysctl) Same(o Object) bool   { return s == o }
 func (e Element) Same(o Object) bool  { return e == o }
 func (p HostPort) Same(o Object) bool { return p == o }
+
+// Same is true of every value but the one to change, if only that is to change.
+func (s Sysctl) Same(o Object) bool {
+	other, ok := o.(Sysctl)
+	return ok && (other.Value == s.Value || s.From != "" && other.Value != s.From)
+}
 
 // Same leaves out the container's end.
 func (v Veth) Same(o Object) bool {
