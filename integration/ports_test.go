@@ -1,6 +1,12 @@
 package integration
 
-import "testing"
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"slices"
+	"testing"
+)
 
 var transports = []string{"tcp", "udp"}
 
@@ -79,4 +85,112 @@ func TestPublishedForIPv6Clients(t *testing.T) {
 			reaches(t, "an IPv4 client outside", on(shared.peer), transport, h.ip+":8203", peer4)
 		}
 	})
+}
+
+// TestPublishedOnLoopback: a port published on 127.0.0.1 is for the host alone. Linux lets packets
+// to 127.0.0.1 in where somebody has set route_localnet, and then it is dockway that drops them.
+func TestPublishedOnLoopback(t *testing.T) {
+	eachEngine(t, func(t *testing.T, h *host) {
+		h.network("local", "--subnet", "198.19.24.0/24", "--ipv6", "--subnet", "fd00:19:24::/64")
+		h.server("local-a", "local", slices.Concat(publish("127.0.0.1:8204:80"), publish("[::1]:8205:80"), publish("8206:80"))...)
+		for _, transport := range transports {
+			reaches(t, "the host", on(h.Machine), transport, "127.0.0.1:8204", "198.19.24.1")
+			reaches(t, "the host", on(h.Machine), transport, "[::1]:8205", "fd00:19:24::1")
+			barred(t, "another machine", on(shared.peer), transport, h.ip+":8204")
+			barred(t, "another machine", on(shared.peer), transport, "["+host6[h.Engine]+"]:8205")
+			barred(t, "the host at its LAN address", on(h.Machine), transport, h.ip+":8204")
+			barred(t, "the container itself", h.in("local-a"), transport, h.ip+":8204")
+		}
+
+		serve := h.Command(t.Context(), shared.probe, "serve", "udp", "127.0.0.1:8298")
+		if err := serve.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _, _ = h.Run("pkill", "-f", "serve udp 127.0.0.1:8298"); _ = serve.Wait() })
+		reaches(t, "a process of the host", on(h.Machine), "udp", "127.0.0.1:8298", "127.0.0.1")
+
+		peerMAC, hostMAC := mac(t, shared.peer.Run, "eth0"), mac(t, h.Run, "eth0")
+		frame := func(fromPort uint16, to string, toPort uint16, text string) []byte {
+			return udp(hostMAC, peerMAC, peer4, fromPort, to, toPort, text)
+		}
+		for _, lets := range []string{"0", "1"} {
+			if _, err := h.Run("sysctl", "-qw", "net.ipv4.conf.eth0.route_localnet="+lets); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _, _ = h.Run("sysctl", "-qw", "net.ipv4.conf.eth0.route_localnet=0") })
+			container := h.watchIn("local-a", "eth0", "the end")
+			sendFrames(t, on(shared.peer), "eth0", frame(4241, "127.0.0.1", 8204, "by way of localhost"))
+			if lets == "1" { // else the test could not fail
+				answered := watchOn(t, shared.peer, "eth0", peer4+":4242") // what the process answers
+				sendFrames(t, on(shared.peer), "eth0", frame(4242, "127.0.0.1", 8298, "?"))
+				answered.frames()
+			}
+			sendFrames(t, on(shared.peer), "eth0", frame(4243, h.ip, 8206, "the end"))
+			if said := container.said("by way of localhost"); said != nil {
+				t.Errorf("route_localnet=%s: another machine reaches a port published on 127.0.0.1 with a frame for that address", lets)
+			}
+		}
+	})
+}
+
+// TestPublishedSCTP: an association's first packet arrives translated, and its answer comes back,
+// though this kernel need not have SCTP itself.
+func TestPublishedSCTP(t *testing.T) {
+	eachEngine(t, func(t *testing.T, h *host) {
+		h.network("sctp", "--subnet", "198.19.25.0/24", "--ipv6", "--subnet", "fd00:19:25::/64")
+		h.client("sctp-a", "sctp", "-p", "8207:9000/sctp", "-p", "8206:80/udp")
+		h.client("sctp-b", "sctp")
+		peerMAC, hostMAC := mac(t, shared.peer.Run, "eth0"), mac(t, h.Run, "eth0")
+		aMAC, bMAC := mac(t, h.exec("sctp-a"), "eth0"), mac(t, h.exec("sctp-b"), "eth0")
+		a4, a6, b4 := h.address("sctp-a", "sctp"), h.address6("sctp-a", "sctp"), h.address("sctp-b", "sctp")
+		ip6 := host6[h.Engine]
+
+		seen := h.watchIn("sctp-a", "eth0", "the end")
+		sendFrames(t, on(shared.peer), "eth0",
+			ipFrame(hostMAC, peerMAC, 132, peer4, h.ip, initChunk(5001, 8207)),
+			ipFrame(hostMAC, peerMAC, 132, peer6, ip6, initChunk(5002, 8207)),
+			ipFrame(hostMAC, peerMAC, 132, peer4, h.ip, initChunk(5003, 8208)), // not published
+			ipFrame(hostMAC, peerMAC, 132, peer4, h.ip, initChunk(5004, 9000))) // the container's port
+		sendFrames(t, h.in("sctp-b"), "eth0",
+			ipFrame(aMAC, bMAC, 132, b4, a4, initChunk(5005, 9000)),
+			ipFrame(aMAC, bMAC, 132, b4, a4, initChunk(5006, 9001)), // not published
+			ipFrame(mac(t, h.Run, h.linkWith("198.19.25.1")), bMAC, 132, b4, h.ip, initChunk(5007, 8207)))
+		sendFrames(t, on(shared.peer), "eth0", udp(hostMAC, peerMAC, peer4, 4243, h.ip, 8206, "the end"))
+		var got []string
+		for _, f := range seen.frames() {
+			if c, ok := parse(f); ok && c.protocol == 132 {
+				got = append(got, fmt.Sprintf("%s:%d to %s:%d", c.from, binary.BigEndian.Uint16(c.payload), c.to, binary.BigEndian.Uint16(c.payload[2:])))
+				if !crcRight(c.payload) {
+					t.Errorf("%s: the checksum is wrong", got[len(got)-1])
+				}
+			}
+		}
+		want := []string{
+			peer4 + ":5001 to " + a4 + ":9000",
+			peer6 + ":5002 to " + a6 + ":9000",
+			b4 + ":5005 to " + a4 + ":9000",
+			"198.19.25.1:5007 to " + a4 + ":9000",
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("of SCTP the container got\n%q, want\n%q", got, want)
+		}
+	})
+}
+
+// initChunk is the packet that asks for an SCTP association (RFC 9260, 3.3.2).
+func initChunk(from, to uint16) []byte {
+	b := binary.BigEndian.AppendUint16(nil, from)
+	b = binary.BigEndian.AppendUint16(b, to)
+	b = append(b, 0, 0, 0, 0, 0, 0, 0, 0)              // no tag yet; the checksum
+	b = append(b, 1, 0, 0, 20, 0, 0, 0, 1, 0, 1, 0, 0) // INIT, tag, window
+	b = append(b, 0, 1, 0, 1, 0, 0, 0, 1)              // streams, first number
+	binary.LittleEndian.PutUint32(b[8:], crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
+	return b
+}
+
+func crcRight(packet []byte) bool {
+	b := slices.Clone(packet)
+	sum := binary.LittleEndian.Uint32(b[8:])
+	copy(b[8:12], []byte{0, 0, 0, 0})
+	return sum == crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli))
 }
