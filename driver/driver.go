@@ -83,8 +83,13 @@ type network struct {
 	mu        sync.Mutex
 	record    mode.Network
 	endpoints map[string]mode.Endpoint
-	stored    bool // the record is on disk
-	gone      bool // deleted while a call waited for mu
+	idle      map[string]int // looks in which an endpoint had no container
+	stored    bool           // the record is on disk
+	gone      bool           // deleted while a call waited for mu
+}
+
+func newNetwork(record mode.Network) *network {
+	return &network{record: record, endpoints: map[string]mode.Endpoint{}, idle: map[string]int{}}
 }
 
 // errUnknown is the engine naming something that is not on record.
@@ -94,7 +99,8 @@ var errUnknown = errors.New("not known to dockway")
 func New(kernel Kernel, store Store, log *logrus.Entry) (*Service, error) {
 	s := &Service{kernel: kernel, store: store, log: log, networks: map[string]*network{}, ports: map[plan.Key]holder{}, problem: errors.New("not yet compared with the kernel")}
 	err := store.Load(networkBucket, func(id string, value []byte) error {
-		n := &network{endpoints: map[string]mode.Endpoint{}, stored: true}
+		n := newNetwork(mode.Network{})
+		n.stored = true
 		if err := json.Unmarshal(value, &n.record); err != nil {
 			return fmt.Errorf("network %s on record: %w", id, err)
 		}
@@ -122,7 +128,7 @@ func New(kernel Kernel, store Store, log *logrus.Entry) (*Service, error) {
 
 // CreateNetwork makes a network. The same request again is granted.
 func (s *Service) CreateNetwork(ctx context.Context, req NetworkRequest) error {
-	record, err := s.newNetwork(req)
+	record, err := parseNetwork(req)
 	if err != nil {
 		return fmt.Errorf("create network %s: %w", brief(req.ID), err)
 	}
@@ -133,7 +139,7 @@ func (s *Service) CreateNetwork(ctx context.Context, req NetworkRequest) error {
 	if err != nil {
 		return fmt.Errorf("create network %s: read the host's routes: %w", brief(req.ID), err)
 	}
-	n := &network{record: record, endpoints: map[string]mode.Endpoint{}}
+	n := newNetwork(record)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if exists, err := s.reserve(n, routes); exists || err != nil {
@@ -186,7 +192,10 @@ func (s *Service) CreateEndpoint(ctx context.Context, req EndpointRequest) (Endp
 	}
 	defer n.mu.Unlock()
 
-	e, err := n.newEndpoint(req)
+	if err := s.evict(n, req); err != nil {
+		return EndpointReply{}, fmt.Errorf("create endpoint %s on network %s: %w", brief(req.ID), n.name(), err)
+	}
+	e, err := n.parseEndpoint(req)
 	if err != nil {
 		return EndpointReply{}, fmt.Errorf("create endpoint %s on network %s: %w", brief(req.ID), n.name(), err)
 	}
@@ -197,6 +206,23 @@ func (s *Service) CreateEndpoint(ctx context.Context, req EndpointRequest) (Endp
 		return EndpointReply{}, nil
 	}
 	return EndpointReply{MAC: e.MAC}, nil
+}
+
+// evict forgets endpoints without a container that stand in a new one's way. The engine has given
+// their address, or MAC address, to somebody else: it does not know them any more.
+func (s *Service) evict(n *network, req EndpointRequest) error {
+	for _, e := range n.list() {
+		taken := e.Address.IsValid() && e.Address.Addr() == req.Address.Addr() || e.Address6.IsValid() && e.Address6.Addr() == req.Address6.Addr() || e.MAC == req.MAC
+		if e.ID == req.ID || e.Joined || !taken {
+			continue
+		}
+		if err := s.store.Apply(endpointGone(e)); err != nil {
+			return err
+		}
+		n.remove(s, e)
+		s.log.WithField("endpoint", brief(e.ID)).Info("endpoint collected: its address was given to another")
+	}
+	return nil
 }
 
 // DeleteEndpoint removes an endpoint with its link and ports. An unknown one is gone already.
@@ -420,6 +446,7 @@ func (n *network) remove(s *Service, e mode.Endpoint) {
 		delete(s.ports, hostPort(b))
 	}
 	delete(n.endpoints, e.ID)
+	delete(n.idle, e.ID)
 }
 
 // before are the changes that take changes back, by what the memory of n still holds.

@@ -345,6 +345,8 @@ func TestCreateEndpointRefuses(t *testing.T) {
 			first.MAC = plan.MAC{2, 2, 2, 2, 2, 2}
 			_, err := s.CreateEndpoint(context.Background(), first)
 			must(t, err)
+			_, err = s.Join(context.Background(), first.NetworkID, first.ID)
+			must(t, err)
 			_, err = s.CreateEndpoint(context.Background(), tt.req)
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want %s", err, tt.want)
@@ -413,6 +415,43 @@ func TestRun(t *testing.T) {
 		if before != 0 || s.Status().Repairs == 0 || !s.Status().InSync {
 			t.Errorf("status %+v, want repairs counted since the start, and in sync; before it was %d", s.Status(), before)
 		}
+		cancel()
+		must(t, <-done)
+	})
+}
+
+// TestForgottenEndpoints: an endpoint that the engine never came back to, because it or the answer
+// was lost, neither keeps its address from others nor stays for ever.
+func TestForgottenEndpoints(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(context.Background())
+		k, st := newFakeKernel(), newFakeStore()
+		k.tick = make(chan struct{}, 1)
+		s := newService(t, k, st)
+		must(t, s.CreateNetwork(ctx, webRequest(1)))
+		join(t, s, 1, 0)
+		for i := 1; i <= 2; i++ {
+			_, err := s.CreateEndpoint(ctx, endpointRequest(1, i))
+			must(t, err)
+		}
+		other := endpointRequest(1, 7)
+		other.Address = endpointRequest(1, 1).Address
+		_, err := s.CreateEndpoint(ctx, other)
+		must(t, err)
+		agree(t, "an address given again", s, k, st)
+		_, err = s.Join(ctx, other.NetworkID, other.ID)
+		must(t, err)
+		if n := len(s.Endpoints()); n != 3 {
+			t.Errorf("%d endpoints are on record, want 3: two joined, one new", n)
+		}
+		done := make(chan error)
+		go func() { done <- s.Run(ctx) }()
+		time.Sleep((idleLooks + 1) * lookAgain) // virtual
+		synctest.Wait()
+		if n := len(s.Endpoints()); n != 2 {
+			t.Errorf("%d endpoints are on record, want 2: those that are joined", n)
+		}
+		agree(t, "some minutes", s, k, st)
 		cancel()
 		must(t, <-done)
 	})

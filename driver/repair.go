@@ -16,6 +16,7 @@ import (
 // is tried again.
 const (
 	lookAgain   = time.Minute
+	idleLooks   = 3 // looks in which an endpoint without a container is kept
 	tryAgain    = 5 * time.Second
 	settle      = 20 * time.Millisecond // changes come in groups: one repair for all of them
 	repairLimit = 30 * time.Second
@@ -28,6 +29,8 @@ func (s *Service) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("watch the kernel: %w", err)
 	}
+	idle := time.NewTicker(lookAgain)
+	defer idle.Stop()
 	for {
 		wait := lookAgain
 		if err := s.Repair(ctx); err != nil {
@@ -41,6 +44,8 @@ func (s *Service) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(wait):
+		case <-idle.C:
+			s.forgetIdle()
 		case <-changed:
 			select {
 			case <-ctx.Done():
@@ -186,6 +191,31 @@ func (s *Service) collect(gone []mode.Endpoint) error {
 		s.log.WithField("endpoint", brief(e.ID)).Infof("endpoint collected: its link %s is gone, and its container with it", e.Port())
 	}
 	return nil
+}
+
+// forgetIdle forgets endpoints that no container has joined for some looks: an engine joins within
+// the second, and one that was killed, or that did not get its answer, never comes back to them.
+// They have nothing in the kernel.
+func (s *Service) forgetIdle() {
+	s.all.Lock()
+	defer s.all.Unlock()
+	for _, n := range s.networks {
+		for _, e := range n.list() {
+			if e.Joined {
+				delete(n.idle, e.ID)
+				continue
+			}
+			if n.idle[e.ID]++; n.idle[e.ID] < idleLooks {
+				continue
+			}
+			if err := s.store.Apply(endpointGone(e)); err != nil {
+				s.log.WithError(err).Warn("an endpoint without a container stays on record")
+				continue
+			}
+			n.remove(s, e)
+			s.log.WithField("endpoint", brief(e.ID)).Info("endpoint collected: no container has joined it")
+		}
+	}
 }
 
 func (s *Service) outOfSync(err error) {

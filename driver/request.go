@@ -15,8 +15,8 @@ import (
 // letters and digits in a swarm. It becomes part of link names and aliases.
 var identifier = regexp.MustCompile(`^[0-9A-Za-z]{12,64}$`)
 
-// newNetwork makes the record that a request asks for.
-func (s *Service) newNetwork(req NetworkRequest) (mode.Network, error) {
+// parseNetwork makes the record that a request asks for.
+func parseNetwork(req NetworkRequest) (mode.Network, error) {
 	if !identifier.MatchString(req.ID) {
 		return mode.Network{}, fmt.Errorf("network ID %q is not one of an engine: 12 to 64 letters and digits", req.ID)
 	}
@@ -42,8 +42,8 @@ func (s *Service) newNetwork(req NetworkRequest) (mode.Network, error) {
 // same reports whether two records ask for the same network.
 func same(a, b mode.Network) bool { return bytes.Equal(encode(a), encode(b)) }
 
-// newEndpoint makes the record that a request asks for. The caller holds n.mu.
-func (n *network) newEndpoint(req EndpointRequest) (mode.Endpoint, error) {
+// parseEndpoint makes the record that a request asks for. The caller holds n.mu.
+func (n *network) parseEndpoint(req EndpointRequest) (mode.Endpoint, error) {
 	if !identifier.MatchString(req.ID) {
 		return mode.Endpoint{}, fmt.Errorf("endpoint ID %q is not one of an engine: 12 to 64 letters and digits", req.ID)
 	}
