@@ -43,11 +43,9 @@ func labToKill() error {
 	if err != nil {
 		return err
 	}
-	probe := filepath.Join(l.Dir(), "probe")
-	build := exec.Command("go", "build", "-o", probe, filepath.Join(root, "integration", "probe"))
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("build the probe: %w: %s", err, out)
+	probe, err := l.BuildProbe()
+	if err != nil {
+		return err
 	}
 	made := make(chan error)
 	for i, engine := range []lab.Engine{lab.Debian, lab.Moby} {
