@@ -2,10 +2,14 @@ package integration
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"hash/crc32"
 	"slices"
+	"strings"
 	"testing"
+
+	"github.com/dockway/dockway/integration/lab"
 )
 
 var transports = []string{"tcp", "udp"}
@@ -193,4 +197,147 @@ func crcRight(packet []byte) bool {
 	sum := binary.LittleEndian.Uint32(b[8:])
 	copy(b[8:12], []byte{0, 0, 0, 0})
 	return sum == crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli))
+}
+
+// ports is what dockway ports says of a container's port: the host ports by protocol.
+func (h *host) ports(containerIP string, containerPort int) map[string][]int {
+	h.t.Helper()
+	out, err := h.Dockway("ports", "--json")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	var all []struct {
+		Protocol      string `json:"proto"`
+		HostPort      int    `json:"host_port"`
+		ContainerIP   string `json:"container_ip"`
+		ContainerPort int    `json:"container_port"`
+	}
+	if err := json.Unmarshal([]byte(out), &all); err != nil {
+		h.t.Fatal(err)
+	}
+	found := map[string][]int{}
+	for _, p := range all {
+		if p.ContainerIP == containerIP && p.ContainerPort == containerPort && !slices.Contains(found[p.Protocol], p.HostPort) {
+			found[p.Protocol] = append(found[p.Protocol], p.HostPort)
+		}
+	}
+	return found
+}
+
+// TestPublishedRanges: a range of ports each to each, the first free one of a range, and any.
+func TestPublishedRanges(t *testing.T) {
+	eachEngine(t, func(t *testing.T, h *host) {
+		h.network("ranges", "--subnet", "198.19.26.0/24")
+		h.start("ranges-a", "ranges", []string{"-p", "8100-8103:8100-8103"}, "sh", "-c", "for p in 8100 8101 8102; do /probe serve tcp :$p & done; exec /probe serve tcp :8103")
+		for _, port := range []string{"8100", "8101", "8102", "8103"} {
+			reaches(t, "each port of a range", on(shared.peer), "tcp", h.ip+":"+port, peer4)
+		}
+		for i, want := range []int{8110, 8111, 8112} {
+			name := fmt.Sprintf("ranges-first-%d", i)
+			h.server(name, "ranges", "-p", "8110-8112:80")
+			if got := h.ports(h.address(name, "ranges"), 80); !slices.Equal(got["tcp"], []int{want}) {
+				t.Errorf("container %d with 8110-8112:80 has %v, want port %d", i, got, want)
+			}
+			reaches(t, "the first free port of a range", on(shared.peer), "tcp", fmt.Sprintf("%s:%d", h.ip, want), peer4)
+		}
+		h.refused("published by endpoint", "run", "--rm", "--network", "ranges", "-p", "8110-8112:80", lab.Image, "true")
+		h.docker("rm", "-f", "ranges-first-1")
+		h.server("ranges-again", "ranges", "-p", "8110-8112:80")
+		reaches(t, "a port of the range that has become free", on(shared.peer), "tcp", h.ip+":8111", peer4)
+
+		h.server("ranges-any", "ranges", publish("80")...)
+		any := h.ports(h.address("ranges-any", "ranges"), 80)
+		for _, transport := range transports {
+			if len(any[transport]) != 1 || any[transport][0] < 32768 || any[transport][0] > 60999 {
+				t.Errorf("for -p 80 over %s dockway chose %v, want one port from 32768 to 60999", transport, any[transport])
+				continue
+			}
+			at := fmt.Sprint(any[transport][0])
+			reaches(t, "a port of dockway's choice", on(shared.peer), transport, h.ip+":"+at, peer4)
+			reaches(t, "a port of dockway's choice over IPv6", on(shared.peer), transport, "["+host6[h.Engine]+"]:"+at, "")
+		}
+	})
+}
+
+// TestPortTaken: a host port that somebody has is refused, with who has it, and nothing of the
+// refused container stays.
+func TestPortTaken(t *testing.T) {
+	eachEngine(t, func(t *testing.T, h *host) {
+		h.network("taken", "--subnet", "198.19.27.0/24", "-o", "network_name=taken")
+		h.server("taken-ours", "taken", append(publish("8120:80"), "-p", h.ip+":8121:80")...)
+		h.start("taken-theirs", "bridge", publish("8122:80"), "sleep", "1000")
+		for _, network := range transports {
+			address := h.ip + ":8123"
+			cmd := h.Command(t.Context(), shared.probe, "serve", network, address)
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _, _ = h.Run("pkill", "-f", "serve "+network+" "+address); _ = cmd.Wait() })
+			reaches(t, "a process of the host", on(h.Machine), network, address, h.ip)
+		}
+		before, err := h.Dockway("ports", "--json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct{ spec, says string }{
+			{"8120:80", "host port 0.0.0.0:8120/tcp is published by endpoint"},
+			{"8120:80", "(198.19.27.2) of network taken"},
+			{"8120:80/udp", "host port 0.0.0.0:8120/udp is published by endpoint"},
+			{h.ip + ":8120:80", "in use by dockway's host port 0.0.0.0:8120/tcp, published for 198.19.27.2:80"},
+			{"8121:80", "in use by dockway's host port " + h.ip + ":8121/tcp, published for 198.19.27.2:80"},
+			{"8122:80", "8122/tcp is in use by another process of this host (uid 0"}, // Docker's proxy
+			{"8122:80/udp", "8122/udp is in use by another process of this host (uid 0"},
+			{"8123:80", "8123/tcp is in use by another process of this host (uid 0"},
+			{"8123:80/udp", "8123/udp is in use by another process of this host (uid 0"},
+		} {
+			h.refused(c.says, "run", "--rm", "--network", "taken", "-p", "8124:80", "-p", c.spec, lab.Image, "true")
+		}
+		if after, err := h.Dockway("ports", "--json"); err != nil || after != before {
+			t.Errorf("ports after containers were refused: %s, %v; before: %s", after, err, before)
+		}
+		h.docker("run", "--rm", "--network", "taken", "-p", "8124:80", lab.Image, "true")
+		barred(t, "the port again", on(shared.peer), "tcp", h.ip+":8124")
+	})
+}
+
+// TestPortFreed: a port is free at once when its container stops, is removed or leaves the network.
+func TestPortFreed(t *testing.T) {
+	eachEngine(t, func(t *testing.T, h *host) {
+		h.network("freed", "--subnet", "198.19.28.0/24")
+		h.server("freed-0", "freed", publish("8130:80")...)
+		for i, free := range [][]string{{"stop", "-t", "0"}, {"kill"}, {"rm", "-f"}, {"network", "disconnect", "freed"}, {"network", "disconnect", "-f", "freed"}} {
+			reaches(t, "the holder", on(shared.peer), "tcp", h.ip+":8130", peer4)
+			h.docker(append(free, fmt.Sprintf("freed-%d", i))...)
+			barred(t, "the port after docker "+strings.Join(free, " "), on(shared.peer), "tcp", h.ip+":8130")
+			barred(t, "the port after docker "+strings.Join(free, " "), on(h.Machine), "udp", "127.0.0.1:8130")
+			h.server(fmt.Sprintf("freed-%d", i+1), "freed", publish("8130:80")...)
+			reaches(t, "the next holder, after docker "+strings.Join(free, " "), on(shared.peer), "udp", h.ip+":8130", peer4)
+		}
+	})
+}
+
+// TestPortsLeaveHost: ports need neither route_localnet nor a process beside the plugin.
+func TestPortsLeaveHost(t *testing.T) {
+	eachEngine(t, func(t *testing.T, h *host) {
+		processes := func() string {
+			out, err := h.Script("ps -eo comm= | grep -Ev '^(ps|grep|sh|sort|uniq|nsenter|docker|containerd-shim)$' | sort | uniq")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return out
+		}
+		before := processes()
+		h.network("light", "--subnet", "198.19.29.0/24", "--ipv6", "--subnet", "fd00:19:29::/64")
+		h.start("light-a", "light", slices.Concat(publish("8140:80"), publish("127.0.0.1:8141:80"), publish("["+host6[h.Engine]+"]:8142:80")),
+			"sh", "-c", "exec /probe serve tcp :80")
+		reaches(t, "from outside", on(shared.peer), "tcp", h.ip+":8140", peer4)
+		reaches(t, "from localhost", on(h.Machine), "tcp", "127.0.0.1:8141", "")
+		if after := processes(); after != before+"\nprobe" && after != before {
+			t.Errorf("programs after ports were published:\n%s\nbefore:\n%s", after, before)
+		}
+		out, err := h.Script("grep -L '^0$' /proc/sys/net/ipv4/conf/*/route_localnet; grep -l '^0$' /proc/sys/net/ipv4/conf/dwb*/route_localnet >/dev/null")
+		if err != nil || out != "" {
+			t.Errorf("route_localnet is set: %s, %v", out, err)
+		}
+	})
 }
