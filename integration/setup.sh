@@ -9,6 +9,7 @@ containerd=v2.4.2
 runc=v1.5.2
 
 say() { printf '==> %s\n' "$*" >&2; }
+fail() { say "$*"; exit 1; }
 
 packages() {
 	missing=
@@ -36,7 +37,7 @@ debian() {
 	say "fetching Debian's engine (docker.io 20.10)"
 	apt-get update -qq
 	mkdir "$1/deb"
-	(cd "$1/deb" && apt-get download -qq docker.io containerd runc tini)
+	(cd "$1/deb" && apt-get download -qq -o APT::Sandbox::User=root docker.io containerd runc tini)
 	for d in "$1"/deb/*.deb; do dpkg -x "$d" "$1"; done
 	rm -r "$1/deb"
 	mkdir "$1/bin"
@@ -52,7 +53,7 @@ build() { # build FOLDER MODULE...: with the Go toolchain, pinned
 	for m in "$@"; do
 		say "building $m (the first time takes a minute)"
 		(cd / && GOBIN=$dir GOFLAGS=-buildvcs=false go install -trimpath -ldflags='-s -w' "$m" 2>&1 | grep -v '^go: downloading' >&2) || true
-		[ -x "$dir/$(basename "${m%@*}")" ] || { say "building $m failed"; exit 1; }
+		[ -x "$dir/$(basename "${m%@*}")" ] || fail "building $m failed"
 	done
 }
 
@@ -65,9 +66,20 @@ mobyengine() {
 	cp "$cache/debian/bin/docker" "$1/bin/"
 }
 
+# Kernel modules that a new network namespace cannot ask for by itself.
+modules() {
+	[ -e /proc/sys/net/bridge ] || modprobe br_netfilter || fail "this kernel has no br_netfilter"
+	grep -qw overlay /proc/filesystems || modprobe overlay || say "this kernel has no overlay file system: the engines copy"
+}
+
+[ "$(id -u)" = 0 ] || fail "the lab is made of namespaces: run this as root"
+command -v go >/dev/null || fail "there is no go command: install Go first"
 packages nftables iptables iproute2 tcpdump busybox-static conntrack pkg-config libseccomp-dev gcc libc6-dev \
-	libdevmapper1.02.1 libsystemd0 util-linux procps
+	libdevmapper1.02.1 libsystemd0 util-linux procps kmod
+modules
 mkdir -p "$cache"
+exec 9>"$cache/lock" # two at once: the second waits, and finds all done
+flock 9
 engine debian debian
 engine "moby-$moby-$containerd-$runc" mobyengine
 ln -sfn "moby-$moby-$containerd-$runc" "$cache/moby"
