@@ -30,14 +30,16 @@ plugin: build
 	@cp plugin/config.json build/plugin/config.json
 
 demo: setup plugin
-	@go run ./integration/demo
+	@go build -o build/demo ./integration/demo
+	@exec build/demo
 
 test: setup plugin lint
 	go test -race -timeout 20m $$(go list ./... | grep -v /integration)
 	go test -count=1 -timeout 40m ./integration/...
 
 bench: setup plugin
-	@go run ./integration/bench
+	@CGO_ENABLED=0 go build -o build/bench ./integration/bench
+	@exec build/bench
 
 lint:
 	go vet ./...

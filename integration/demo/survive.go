@@ -1,0 +1,184 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/dockway/dockway/integration/lab"
+)
+
+// show prints what dockway's command line says on one host.
+func (w *world) show() error {
+	h := w.hosts[1]
+	title("What dockway shows of a host")
+	for _, command := range []string{"networks", "ports", "status"} {
+		out, err := h.Dockway(command)
+		if err != nil {
+			return err
+		}
+		fmt.Println("  " + paint(dim, h.Name+"# dockway "+command))
+		for line := range strings.SplitSeq(out, "\n") {
+			if utf8.RuneCountInString(line) > 114 {
+				line = string([]rune(line)[:113]) + "…"
+			}
+			fmt.Println("  " + line)
+		}
+	}
+	return nil
+}
+
+// outcome prints what an act did on each host.
+func (w *world) outcome(said map[*host]string, err map[*host]error) {
+	for _, h := range w.hosts {
+		text := said[h]
+		if err[h] != nil {
+			text = err[h].Error()
+		}
+		fmt.Printf("  %s %-8s %s\n", w.verdict(err[h]), h.Name, text)
+	}
+}
+
+// kill ends the plugin without warning.
+func (w *world) kill() error {
+	title("kill -9 of the plugin: published ports and connections go on, the engine starts it again")
+	w.command("kill -9 $(pgrep -f '^/dockway serve')")
+	return w.act(func(h *host) (string, error) {
+		held, err := w.hold(h)
+		if err != nil {
+			return "", err
+		}
+		before, err := h.PluginPID()
+		if err != nil {
+			return "", err
+		}
+		if err := h.KillPlugin(); err != nil {
+			return "", err
+		}
+		start := time.Now()
+		asked := 0
+		for ; asked < 5; asked++ { // whether it is down still or back already
+			if err := w.reached(h, "1s"); err != nil {
+				return "", fmt.Errorf("the published port does not go on: %w", err)
+			}
+		}
+		if err := h.WaitPlugin(before); err != nil {
+			return "", err
+		}
+		back := time.Since(start)
+		if err := w.reached(h, "1s"); err != nil {
+			return "", fmt.Errorf("the published port is not back: %w", err)
+		}
+		lines, err := held()
+		if err != nil {
+			return "", fmt.Errorf("a connection through the published port broke: %w", err)
+		}
+		return fmt.Sprintf("%d new connections meanwhile, an old one went on (%s lines); plugin back after %s", asked, lines, seconds(back)), nil
+	})
+}
+
+// flush takes every nftables rule of the host away.
+func (w *world) flush() error {
+	title("Somebody flushes all of the host's nftables rules: dockway puts its own back")
+	w.command("nft flush ruleset")
+	return w.act(func(h *host) (string, error) {
+		if _, err := h.Run("nft", "flush", "ruleset"); err != nil {
+			return "", err
+		}
+		start := time.Now()
+		err := lab.WaitFor(5*time.Second, "repair", func() (bool, error) {
+			err := w.reached(h, "100ms")
+			return err == nil, err
+		})
+		took := time.Since(start)
+		if err != nil {
+			return "", err
+		}
+		if took > time.Second {
+			return "", fmt.Errorf("the published port was repaired after %s, later than a second", seconds(took))
+		}
+		if said, err := w.ask(place{w.outside, ""}, "300ms", "tcp", h.web1+":80"); err == nil {
+			return "", fmt.Errorf("the container's own address is open to the outside, and sees %s", said)
+		}
+		return fmt.Sprintf("published port reached again after %s, the container's own address is closed again", seconds(took)), nil
+	})
+}
+
+// act does something on both hosts and prints how it went.
+func (w *world) act(do func(*host) (string, error)) error {
+	said, errs := map[*host]string{}, map[*host]error{}
+	var mu sync.Mutex
+	_ = w.each(func(h *host) error {
+		text, err := do(h)
+		mu.Lock()
+		defer mu.Unlock()
+		said[h], errs[h] = text, err
+		return nil
+	})
+	if err := w.ctx.Err(); err != nil {
+		return err
+	}
+	w.outcome(said, errs)
+	return nil
+}
+
+func (w *world) command(text string) {
+	fmt.Println("  " + paint(dim, w.hosts[0].Name+"# "+text) + paint(dim, "   and on "+w.hosts[1].Name))
+}
+
+// reached asks the published port from outside.
+func (w *world) reached(h *host, timeout string) error {
+	said, err := w.ask(place{w.outside, ""}, timeout, "tcp", h.ip+":8080")
+	if err == nil && !strings.HasPrefix(said, outsideIP+":") {
+		err = fmt.Errorf("the server sees %s", said)
+	}
+	return err
+}
+
+// hold keeps a connection from outside through the published port busy. What it returns ends it.
+func (w *world) hold(h *host) (end func() (lines string, err error), err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	cmd := w.outside.Command(ctx, w.probe, "-timeout", "5s", "hold", "tcp", h.ip+":8080")
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	var complaint strings.Builder
+	cmd.Stderr = &complaint
+	if err := cmd.Start(); err != nil {
+		cancel()
+		return nil, err
+	}
+	out := bufio.NewReader(stdout)
+	finish := func(err error) error {
+		defer cancel()
+		_ = stdin.Close() // tells it to end
+		_, _ = io.Copy(io.Discard, out)
+		if ended := cmd.Wait(); ended != nil {
+			err = errors.Join(ended, errors.New(strings.TrimSpace(complaint.String())))
+		}
+		return err
+	}
+	if said, err := out.ReadString('\n'); err != nil || said != "holding\n" {
+		return nil, finish(fmt.Errorf("the connection to hold says %q: %w", said, err))
+	}
+	return func() (string, error) {
+		_ = stdin.Close()
+		lines, err := out.ReadString('\n')
+		return strings.TrimSpace(lines), finish(err)
+	}, nil
+}
+
+func seconds(d time.Duration) string { return fmt.Sprintf("%.2f s", d.Seconds()) }
