@@ -136,8 +136,8 @@ func state(t *testing.T) map[string][]string {
 		s[what] = append(s[what], found...)
 	}
 	list("links", "/sys/class/net/*")
-	list("control groups", "/sys/fs/cgroup/*")
-	list("control groups", "/sys/fs/cgroup/*/*")
+	list("control groups", "/sys/fs/cgroup/*/")
+	list("control groups", "/sys/fs/cgroup/*/*/")
 	list("folders", filepath.Join(os.TempDir(), "dockway-lab-*"))
 	list("engine files", "/etc/docker/*")
 	list("engine files", "/etc/cni/*")
