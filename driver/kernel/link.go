@@ -269,7 +269,7 @@ func (k *Kernel) mine(ctx context.Context, name string) (*link, error) {
 
 // putLink makes a link, or makes one of ours that is there what the plan wants: that may first
 // have to be prepared for what is configured then.
-func (k *Kernel) putLink(ctx context.Context, name, kind string, create, configure message, prepare ...message) error {
+func (k *Kernel) putLink(ctx context.Context, name, kind string, mtu int, create, configure message, prepare ...message) error {
 	for range attempts {
 		err := k.newLink(ctx, name, create, configure)
 		if !errors.Is(err, unix.EEXIST) {
@@ -291,6 +291,12 @@ func (k *Kernel) putLink(ctx context.Context, name, kind string, create, configu
 		case !l.ours():
 			return &ForeignError{Name: name, Alias: l.alias}
 		default:
+			if k.ipv6 && l.mtu < minMTU6 && mtu >= minMTU6 {
+				// It has no IPv6, and settings of it would be refused. It gets IPv6 with the MTU; while it is down, so
+				// that it gets no address of its own.
+				prepare = append(prepare, downLink(name), tuneLink(name, attrs{}.u32(unix.IFLA_MTU, uint32(mtu))),
+					tuneLink(name, k.withoutAutoconf(attrs{}, mtu)))
+			}
 			for _, step := range append(prepare, configure) {
 				if _, err := k.route.request(ctx, step); err != nil {
 					return err
@@ -337,6 +343,14 @@ func changeLink(name string, up bool, a attrs) message {
 		body: linkBody(0, flags, unix.IFF_UP, append(attrs{}.str(unix.IFLA_IFNAME, name).u32(unix.IFLA_GROUP, 0), a...))}
 }
 
+func downLink(name string) message {
+	return message{kind: unix.RTM_NEWLINK, flags: unix.NLM_F_ACK, body: linkBody(0, 0, unix.IFF_UP, attrs{}.str(unix.IFLA_IFNAME, name))}
+}
+
+func tuneLink(name string, a attrs) message {
+	return message{kind: unix.RTM_NEWLINK, flags: unix.NLM_F_ACK, body: linkBody(0, 0, 0, append(attrs{}.str(unix.IFLA_IFNAME, name), a...))}
+}
+
 // withoutAutoconf keeps the kernel from giving the link an IPv6 address of its own: addresses on
 // our links are those in the plan.
 func (k *Kernel) withoutAutoconf(a attrs, mtu int) attrs {
@@ -353,7 +367,7 @@ func (k *Kernel) putBridge(ctx context.Context, b plan.Bridge) error {
 				u32(unix.IFLA_BR_FORWARD_DELAY, 0).u32(unix.IFLA_BR_STP_STATE, 0))))
 	configure := changeLink(b.Name, b.Up, k.withoutAutoconf(attrs{}.
 		put(unix.IFLA_ADDRESS, b.MAC[:]).u32(unix.IFLA_MTU, uint32(b.MTU)).str(unix.IFLA_IFALIAS, b.Alias), b.MTU))
-	return k.putLink(ctx, b.Name, kindBridge, create, configure)
+	return k.putLink(ctx, b.Name, kindBridge, b.MTU, create, configure)
 }
 
 func (k *Kernel) putVeth(ctx context.Context, v plan.Veth) error {
@@ -379,7 +393,7 @@ func (k *Kernel) putVeth(ctx context.Context, v plan.Veth) error {
 		u32(unix.IFLA_MTU, mtu).str(unix.IFLA_IFALIAS, v.Alias).
 		nest(unix.IFLA_LINKINFO, attrs{}.str(unix.IFLA_INFO_SLAVE_KIND, kindBridge).
 			nest(unix.IFLA_INFO_SLAVE_DATA, attrs{}.u8(unix.IFLA_BRPORT_MODE, 1).u8(unix.IFLA_BRPORT_ISOLATED, flag(v.Isolated)))), v.MTU))
-	return k.putLink(ctx, v.Name, kindVeth, create, configure, enslave)
+	return k.putLink(ctx, v.Name, kindVeth, v.MTU, create, configure, enslave)
 }
 
 func flag(b bool) uint8 {

@@ -128,6 +128,24 @@ func TestSmallMTU(t *testing.T) {
 	}
 }
 
+// TestMTUPutBack: a link whose MTU somebody made too small for IPv6 has none until it is put back.
+func TestMTUPutBack(t *testing.T) {
+	inNamespace(t)
+	k := open(t, kernel.Config{})
+	b, v := bridge(1), veth(1, "dwb1")
+	do(t, k, add(b, v)...)
+	run(t, "ip", "link", "set", "dwc1", "up")
+	for _, o := range []plan.Object{b, v} {
+		name := o.Key().Name
+		run(t, "ip", "link", "set", name, "mtu", "1000")
+		do(t, k, plan.Op{Verb: plan.Replace, Object: o, Old: o})
+		if got := run(t, "ip", "-6", "addr", "show", "dev", name); got != "" {
+			t.Errorf("the kernel gave %s an address: %s", name, got)
+		}
+	}
+	holds(t, k, b, v)
+}
+
 func TestForeignLinks(t *testing.T) {
 	inNamespace(t)
 	k := open(t, kernel.Config{})
