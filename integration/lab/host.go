@@ -168,7 +168,7 @@ func (h *Host) LoadImage(probe string) error {
 cp /bin/busybox %[1]s/bin/
 for a in sh true ip ping sleep cat ls nc arping sysctl; do ln -s busybox %[1]s/bin/$a; done
 cp %[2]s %[1]s/probe
-tar -C %[1]s -c . | docker import - %[3]s`, root, probe, Image)
+tar -C %[1]s -c . | docker import --change 'CMD ["sleep","100000"]' - %[3]s`, root, probe, Image)
 	_, err := h.Script(script)
 	return err
 }
