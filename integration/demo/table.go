@@ -68,9 +68,9 @@ const layout = "  %-24s  %-37s  %-20s  %s  %s\n"
 // table tries every row on both hosts, over TCP and UDP.
 func (w *world) table() error {
 	title("Who reaches whom in nat mode, as HNS documents it: each tried on both hosts, over TCP and UDP")
-	width := len(w.hosts[0].version)
+	width := len(w.hosts[0].Name)
 	fmt.Println()
-	fmt.Printf(layout, "FROM", "TO", "HNS SAYS", w.hosts[0].version, w.hosts[1].version)
+	fmt.Printf(layout, "FROM", "TO", "HNS SAYS", w.hosts[0].Name, w.hosts[1].Name)
 	for _, r := range w.rows() {
 		cells := map[*host]*cell{}
 		for _, h := range w.hosts {
