@@ -9,6 +9,7 @@ package lab
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -224,7 +225,8 @@ func (n *LAN) Plug(m *Machine, link string, addresses ...string) error {
 	port := "p" + strconv.Itoa(n.lab.links)
 	n.lab.mu.Unlock()
 	// Only the network namespace of the LAN: PIDs are this process's.
-	args := []string{"-t", strconv.Itoa(n.PID()), "-n", "--", "ip", "link", "add", port, "type", "veth", "peer", "name", link, "netns", strconv.Itoa(m.PID())}
+	args := []string{"-t", strconv.Itoa(n.PID()), "-n", "--", "ip", "link", "add", port, "type", "veth",
+		"peer", "name", link, "address", hardware(m.Name, link), "netns", strconv.Itoa(m.PID())}
 	if out, err := exec.Command("nsenter", args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("plug %s into %s: %w: %s", m.Name, n.Name, err, out)
 	}
@@ -241,6 +243,12 @@ func (n *LAN) Plug(m *Machine, link string, addresses ...string) error {
 	}
 	_, err := m.Script(script)
 	return err
+}
+
+// hardware is the address of a machine's link: the same after each reboot, as its neighbours expect.
+func hardware(machine, link string) string {
+	sum := sha256.Sum256([]byte(machine + " " + link))
+	return fmt.Sprintf("02:%02x:%02x:%02x:%02x:%02x", sum[0], sum[1], sum[2], sum[3], sum[4])
 }
 
 // WaitFor polls until done, and says what was waited for when it takes longer than within.
