@@ -25,6 +25,7 @@ var fields = map[nft.Field]field{
 	nft.OIfKind:      meta(datatypes[nft.IfName], metaOIfKind),
 	nft.L4Proto:      meta(datatypes[nft.Protocol], expr.MetaKeyL4PROTO),
 	nft.EtherType:    meta(etherType, expr.MetaKeyPROTOCOL),
+	nft.FrameType:    payload(etherType, expr.PayloadBaseLLHeader, 12, isEthernet),
 	nft.PktType:      meta(pktType, expr.MetaKeyPKTTYPE),
 	nft.EtherSAddr:   payload(datatypes[nft.MAC], expr.PayloadBaseLLHeader, 6, isEthernet),
 	nft.IPSAddr:      payload(datatypes[nft.IPv4], expr.PayloadBaseNetworkHeader, 12, isIPv4),

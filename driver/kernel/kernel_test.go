@@ -219,7 +219,7 @@ func bridgeTable() *nft.Table {
 		Chains: []*nft.Chain{
 			{Name: "prerouting", Type: "filter", Hook: "prerouting", Priority: -300, Rules: []nft.Rule{
 				nft.R("", nft.IsNot(nft.IIfName, "dwv*"), nft.Accept),
-				nft.R("", nft.VMap{Field: nft.EtherType, Cases: []nft.Case{{Value: "ip", Verdict: nft.Goto("from4")}, {Value: "arp", Verdict: nft.Goto("fromarp")}, {Value: "ip6", Verdict: nft.Jump("from6")}}}),
+				nft.R("", nft.VMap{Field: nft.FrameType, Cases: []nft.Case{{Value: "ip", Verdict: nft.Goto("from4")}, {Value: "arp", Verdict: nft.Goto("fromarp")}, {Value: "ip6", Verdict: nft.Jump("from6")}}}),
 				nft.R("", nft.Drop),
 			}},
 			{Name: "from4", Rules: []nft.Rule{

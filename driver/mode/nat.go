@@ -134,7 +134,7 @@ func BridgeTable() *nft.Table {
 		Chains: []*nft.Chain{
 			{Name: "prerouting", Type: "filter", Hook: "prerouting", Priority: prioBrDstNAT, Rules: []nft.Rule{
 				nft.R("not ours", nft.IsNot(nft.IIfName, ports), nft.Accept),
-				nft.R("port security", nft.VMap{Field: nft.EtherType, Cases: []nft.Case{{Value: "ip", Verdict: nft.Goto("from4")}, {Value: "arp", Verdict: nft.Goto("fromarp")}, {Value: "ip6", Verdict: nft.Goto("from6")}}}),
+				nft.R("port security", nft.VMap{Field: nft.FrameType, Cases: []nft.Case{{Value: "ip", Verdict: nft.Goto("from4")}, {Value: "arp", Verdict: nft.Goto("fromarp")}, {Value: "ip6", Verdict: nft.Goto("from6")}}}),
 				nft.R("neither IP nor ARP: VLAN tags, BPDUs and the like", nft.Drop),
 			}},
 			{Name: "from4", Rules: []nft.Rule{

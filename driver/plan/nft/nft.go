@@ -42,7 +42,8 @@ const (
 	OIfName      Field = "oifname"
 	OIfKind      Field = "meta oifkind" // rtnl kind of the output interface, such as "bridge"
 	L4Proto      Field = "meta l4proto"
-	EtherType    Field = "meta protocol"
+	EtherType    Field = "meta protocol" // of what a VLAN tag, if any, is before
+	FrameType    Field = "ether type"    // that of the VLAN tag, if any
 	PktType      Field = "meta pkttype"
 	EtherSAddr   Field = "ether saddr"
 	IPSAddr      Field = "ip saddr"
