@@ -360,3 +360,133 @@ func sendPackets(t *testing.T, f from, to string, frames ...[]byte) {
 		t.Logf("Linux does not send all: %s", out)
 	}
 }
+
+// TestPortSecurity: a container cannot speak as somebody else, nor as a router, a DHCP server or a
+// switch.
+func TestPortSecurity(t *testing.T) {
+	eachEngine(t, func(t *testing.T, h *host) {
+		h.network("spoof", "--subnet", "198.19.31.0/24", "--ipv6", "--subnet", "fd00:19:31::/64")
+		h.client("spoof-a", "spoof")
+		h.client("spoof-b", "spoof")
+		a4, a6, aMAC := h.address("spoof-a", "spoof"), h.address6("spoof-a", "spoof"), mac(t, h.exec("spoof-a"), "eth0")
+		b4, b6, bMAC := h.address("spoof-b", "spoof"), h.address6("spoof-b", "spoof"), mac(t, h.exec("spoof-b"), "eth0")
+		const (
+			gateway4, gateway6  = "198.19.31.1", "fd00:19:31::1"
+			foreign4, foreign6  = "198.19.31.99", "fd00:19:31::99"
+			foreignMAC, flooded = "02:42:00:00:00:99", "ff:ff:ff:ff:ff:ff"
+			allNodes, nodesMAC  = "ff02::1", "33:33:00:00:00:01"
+			bridgeGroup, lldp   = "01:80:c2:00:00:00", "01:80:c2:00:00:0e"
+		)
+		link := linkLocal(aMAC)
+		passes := []struct {
+			what  string
+			frame func(mark string) []byte
+		}{
+			{"its own IPv4 address", func(m string) []byte { return udp(bMAC, aMAC, a4, 7, b4, 7, m) }},
+			{"its own IPv6 address", func(m string) []byte { return udp(bMAC, aMAC, a6, 7, b6, 7, m) }},
+			{"its link-local address", func(m string) []byte { return udp(bMAC, aMAC, link, 7, b6, 7, m) }},
+			{"a flood", func(m string) []byte { return udp(flooded, aMAC, a4, 7, "255.255.255.255", 7, m) }},
+			{"an ARP request", func(m string) []byte { return arp(flooded, aMAC, 1, aMAC, a4, b4, m) }},
+			{"an ARP probe", func(m string) []byte { return arp(flooded, aMAC, 1, aMAC, "0.0.0.0", a4, m) }},
+			{"gratuitous ARP for itself", func(m string) []byte { return arp(flooded, aMAC, 2, aMAC, a4, a4, m) }},
+			{"neighbour advertisement for itself", func(m string) []byte { return nd(nodesMAC, aMAC, 136, a6, allNodes, a6, m) }},
+			{"neighbour solicitation", func(m string) []byte { return nd(bMAC, aMAC, 135, a6, b6, b6, m) }},
+		}
+		drops := []struct {
+			what  string
+			frame func(mark string) []byte
+		}{
+			{"foreign MAC", func(m string) []byte { return udp(bMAC, foreignMAC, a4, 7, b4, 7, m) }},
+			{"foreign MAC, IPv6", func(m string) []byte { return udp(bMAC, foreignMAC, a6, 7, b6, 7, m) }},
+			{"foreign address", func(m string) []byte { return udp(bMAC, aMAC, foreign4, 7, b4, 7, m) }},
+			{"foreign IPv6 address", func(m string) []byte { return udp(bMAC, aMAC, foreign6, 7, b6, 7, m) }},
+			{"foreign link-local address", func(m string) []byte { return udp(bMAC, aMAC, linkLocal(foreignMAC), 7, b6, 7, m) }},
+			{"the gateway's address", func(m string) []byte { return udp(bMAC, aMAC, gateway4, 7, b4, 7, m) }},
+			{"the receiver's own address", func(m string) []byte { return udp(bMAC, bMAC, b4, 7, b4, 7, m) }},
+			{"ARP with foreign sender address", func(m string) []byte { return arp(flooded, aMAC, 1, aMAC, foreign4, b4, m) }},
+			{"ARP with foreign sender MAC", func(m string) []byte { return arp(flooded, aMAC, 1, foreignMAC, a4, b4, m) }},
+			{"ARP of a foreign station", func(m string) []byte { return arp(flooded, foreignMAC, 1, foreignMAC, a4, b4, m) }},
+			{"ARP answer for the gateway", func(m string) []byte { return arp(bMAC, aMAC, 2, aMAC, gateway4, b4, m) }},
+			{"gratuitous ARP for the gateway", func(m string) []byte { return arp(flooded, aMAC, 2, aMAC, gateway4, gateway4, m) }},
+			{"neighbour advertisement for the gateway", func(m string) []byte { return nd(nodesMAC, aMAC, 136, a6, allNodes, gateway6, m) }},
+			{"neighbour advertisement for a foreign address", func(m string) []byte { return nd(bMAC, aMAC, 136, link, b6, foreign6, m) }},
+			{"router advertisement", func(m string) []byte { return ipFrame(nodesMAC, aMAC, 58, link, allNodes, advert(link, allNodes, m)) }},
+			{"router advertisement to one", func(m string) []byte { return ipFrame(bMAC, aMAC, 58, link, allNodes, advert(link, allNodes, m)) }},
+			{"router advertisement behind options", func(m string) []byte {
+				return ipFrame(nodesMAC, aMAC, 60, link, allNodes, append([]byte{58, 0, 1, 4, 0, 0, 0, 0}, advert(link, allNodes, m)...))
+			}},
+			{"redirect", func(m string) []byte { return nd(bMAC, aMAC, 137, link, b6, foreign6, m) }},
+			{"DHCP server's answer", func(m string) []byte { return udp(bMAC, aMAC, a4, 67, b4, 68, m) }},
+			{"DHCP server's flooded answer", func(m string) []byte { return udp(flooded, aMAC, a4, 67, "255.255.255.255", 68, m) }},
+			{"DHCPv6 server's answer", func(m string) []byte { return udp(bMAC, aMAC, link, 547, b6, 546, m) }},
+			{"VLAN tag", func(m string) []byte { return tagged(0x8100, udp(bMAC, aMAC, a4, 7, b4, 7, m)) }},
+			{"service provider's tag", func(m string) []byte { return tagged(0x88a8, udp(bMAC, aMAC, a4, 7, b4, 7, m)) }},
+			{"BPDU", func(m string) []byte {
+				return ethernet(bridgeGroup, aMAC, uint16(3+len(m)), append([]byte{0x42, 0x42, 3}, m...))
+			}},
+			{"BPDU to one", func(m string) []byte {
+				return ethernet(bMAC, aMAC, uint16(3+len(m)), append([]byte{0x42, 0x42, 3}, m...))
+			}},
+			{"LLDP", func(m string) []byte { return ethernet(lldp, aMAC, 0x88cc, []byte(m)) }},
+			{"a protocol that is neither IP nor ARP", func(m string) []byte { return ethernet(bMAC, aMAC, 0x88b5, []byte(m)) }},
+		}
+		var frames [][]byte
+		var want, marks []string
+		for _, c := range passes {
+			frames, want = append(frames, c.frame(c.what+".")), append(want, c.what+".")
+		}
+		for _, c := range drops {
+			frames, marks = append(frames, c.frame(c.what+".")), append(marks, c.what+".")
+		}
+		// Nor is a router advertisement whose type is in the second fragment put together on the way.
+		const split = "router advertisement in fragments"
+		options := []byte{58, 0, 1, 4, 0, 0, 0, 0}
+		frames = append(frames,
+			ipFrame(bMAC, aMAC, 44, link, b6, append([]byte{60, 0, 0, 1, 0, 0, 0, 9}, options...)),
+			ipFrame(bMAC, aMAC, 44, link, b6, append([]byte{60, 0, 0, 8, 0, 0, 0, 9}, advert(link, b6, split)...)))
+		marks = append(marks, split)
+
+		seen := h.watchIn("spoof-b", "eth0", "the end")
+		sendFrames(t, h.in("spoof-a"), "eth0", frames...)
+		sendFrames(t, h.in("spoof-a"), "eth0", udp(bMAC, aMAC, a4, 7, b4, 7, "the end"))
+		same(t, "from one container to another", seen.said(append(marks, want...)...), want)
+	})
+}
+
+func linkLocal(mac string) string {
+	m := hardware(mac)
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]}).String()
+}
+
+// arp makes a frame with an ARP request (1) or answer (2), and text behind it.
+func arp(toMAC, fromMAC string, operation byte, senderMAC, sender, target, text string) []byte {
+	b := append([]byte{0, 1, 8, 0, 6, 4, 0, operation}, hardware(senderMAC)...)
+	b = append(b, netip.MustParseAddr(sender).AsSlice()...)
+	b = append(append(b, 0, 0, 0, 0, 0, 0), netip.MustParseAddr(target).AsSlice()...)
+	return ethernet(toMAC, fromMAC, etherARP, append(b, text...))
+}
+
+// option is an option of neighbour discovery that nobody knows, with text in it.
+func option(text string) []byte {
+	b := append([]byte{200, byte((len(text) + 2 + 7) / 8)}, text...)
+	return append(b, make([]byte, int(b[1])*8-len(b))...)
+}
+
+// nd makes a frame with a neighbour solicitation (135), advertisement (136) or redirect (137).
+func nd(toMAC, fromMAC string, kind byte, from, to, target, text string) []byte {
+	b := append([]byte{kind, 0, 0, 0, 0x20, 0, 0, 0}, netip.MustParseAddr(target).AsSlice()...)
+	if kind == 137 {
+		b = append(b, netip.MustParseAddr(target).AsSlice()...)
+	}
+	return ipFrame(toMAC, fromMAC, 58, from, to, summed(58, from, to, 2, append(b, option(text)...)))
+}
+
+// advert is a router advertisement.
+func advert(from, to, text string) []byte {
+	b := append([]byte{134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0}, option(text)...)
+	return summed(58, from, to, 2, b)
+}
+
+func tagged(kind uint16, frame []byte) []byte {
+	return slices.Concat(frame[:12], binary.BigEndian.AppendUint16(nil, kind), []byte{0, 5}, frame[12:])
+}
