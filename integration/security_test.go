@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -450,6 +451,75 @@ func TestPortSecurity(t *testing.T) {
 		sendFrames(t, h.in("spoof-a"), "eth0", frames...)
 		sendFrames(t, h.in("spoof-a"), "eth0", udp(bMAC, aMAC, a4, 7, b4, 7, "the end"))
 		same(t, "from one container to another", seen.said(append(marks, want...)...), want)
+	})
+}
+
+// TestGuardedFromTheStart: a container is guarded when its first packet comes. It is started while
+// somebody floods its address, and the host's side of its link is watched from before.
+func TestGuardedFromTheStart(t *testing.T) {
+	eachEngine(t, func(t *testing.T, h *host) {
+		h.network("flood", "--subnet", "198.19.33.0/24")
+		h.client("flood-a", "flood", "--ip", "198.19.33.11")
+		const address, station = "198.19.33.12", "02:42:00:00:33:12"
+		aMAC := mac(t, h.exec("flood-a"), "eth0")
+		text := func(s string) []byte { return append(make([]byte, 8), s...) }
+		args := []string{"flood", "link", "eth0"}
+		for _, frame := range [][]byte{
+			udp(station, aMAC, "198.19.33.11", 7, address, 7, "allowed"),
+			ipFrame(station, aMAC, 253, "198.19.33.11", address, text("forbidden")),
+			ipFrame(station, aMAC, 132, "198.19.33.11", address, append(initChunk(7, 7), "forbidden"...)),
+		} {
+			args = append(args, hex.EncodeToString(frame))
+		}
+		seen := watch(t, h.Machine, shared.probe, "-timeout", "20s", "watch", "out", "dwv", "the end")
+		h.docker(append([]string{"exec", "-d", "flood-a", "/probe"}, args...)...)
+		for i := range 3 {
+			name := "flood-b" + strconv.Itoa(i)
+			h.client(name, "flood", "--ip", address, "--mac-address", station)
+			h.docker("exec", name, "ip", "address")
+			if i < 2 {
+				h.docker("rm", "-f", name)
+			}
+		}
+		sendFrames(t, h.in("flood-a"), "eth0", udp(station, aMAC, "198.19.33.11", 7, address, 7, "the end"))
+		same(t, "from before the container's start", seen.said("allowed", "forbidden"), []string{"allowed"})
+	})
+}
+
+// TestWithoutIPv6: on a network without IPv6 a container has none at all, not even if it tries.
+func TestWithoutIPv6(t *testing.T) {
+	eachEngine(t, func(t *testing.T, h *host) {
+		h.network("nosix", "--subnet", "198.19.34.0/24")
+		h.client("nosix-a", "nosix")
+		h.client("nosix-b", "nosix")
+		a4, aMAC := h.address("nosix-a", "nosix"), mac(t, h.exec("nosix-a"), "eth0")
+		b4, bMAC := h.address("nosix-b", "nosix"), mac(t, h.exec("nosix-b"), "eth0")
+		if out := h.docker("exec", "nosix-a", "ip", "-6", "address", "show", "dev", "eth0"); out != "" {
+			t.Errorf("a container of a network without IPv6 has an IPv6 address: %s", out)
+		}
+		if out, err := h.Run("ip", "-6", "address", "show", "dev", h.linkWith("198.19.34.1")); err != nil || out != "" {
+			t.Errorf("the bridge of a network without IPv6 has an IPv6 address: %s, %v", out, err)
+		}
+		own, others, gateway := linkLocal(aMAC), linkLocal(bMAC), mac(t, h.Run, h.linkWith("198.19.34.1"))
+		container := h.watchIn("nosix-b", "eth0", "the end")
+		// What comes in on the bridge is what its ports have let through.
+		bridge := watchOn(t, h.Machine, h.linkWith("198.19.34.1"), "the end")
+		sendFrames(t, h.in("nosix-a"), "eth0",
+			udp(bMAC, aMAC, own, 7, others, 7, "IPv6 to a container"),
+			udp("33:33:00:00:00:01", aMAC, own, 7, "ff02::1", 7, "IPv6 to all"),
+			udp(gateway, aMAC, own, 7, peer6, 7, "IPv6 to the gateway"),
+			udp(bMAC, aMAC, a4, 7, b4, 7, "IPv4"),
+			udp(gateway, aMAC, a4, 7, "198.19.34.1", 7, "IPv4"))
+		// From the host's side, past the port security of whoever sends.
+		sendFrames(t, on(h.Machine), h.linkWith("198.19.34.1"),
+			udp(bMAC, gateway, linkLocal(gateway), 7, others, 7, "IPv6 from the host"),
+			udp("33:33:00:00:00:01", gateway, linkLocal(gateway), 7, "ff02::1", 7, "IPv6 from the host to all"))
+		sendFrames(t, h.in("nosix-a"), "eth0",
+			udp(bMAC, aMAC, a4, 7, b4, 7, "the end"),
+			udp(gateway, aMAC, a4, 7, "198.19.34.1", 7, "the end"))
+		marks := []string{"IPv4", "IPv6"}
+		same(t, "at a container without IPv6", container.said(marks...), []string{"IPv4"})
+		same(t, "at the host", bridge.said(marks...), []string{"IPv4"})
 	})
 }
 

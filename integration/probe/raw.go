@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,7 +17,8 @@ import (
 const rawUsage = `probe send link LINK FRAME...         send Ethernet frames, given in hexadecimal
 probe send ip ADDRESS PACKET...       send IP packets, header included, by way of the routes
 probe flood link LINK FRAME...        send the frames over and over, until ended
-probe watch link LINK END             print the frames that come in, until one that has END in it; "watching" first`
+probe watch link LINK END             print the frames that come in, until one that has END in it; "watching" first
+probe watch out PREFIX END            the same of the frames that go out on links of that name, also of links to come`
 
 // raw runs the commands that speak below TCP and UDP.
 func raw(command, target string, args []string, timeout time.Duration) error {
@@ -39,9 +41,9 @@ func raw(command, target string, args []string, timeout time.Duration) error {
 		}
 	case "send ip":
 		return sendPackets(target, args)
-	case "watch link":
+	case "watch link", "watch out":
 		if len(args) == 1 {
-			return watch(target, args[0], timeout)
+			return watch(command == "watch out", target, args[0], timeout)
 		}
 	}
 	return errors.New(usage)
@@ -68,11 +70,14 @@ func unhex(args []string) ([][]byte, error) {
 	return all, nil
 }
 
-// packets opens a packet socket on a link.
+// packets opens a packet socket on a link, or on all.
 func packets(link string, protocol uint16) (int, error) {
-	i, err := net.InterfaceByName(link)
-	if err != nil {
-		return -1, err
+	i := &net.Interface{}
+	if link != "" {
+		var err error
+		if i, err = net.InterfaceByName(link); err != nil {
+			return -1, err
+		}
 	}
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
 	if err != nil {
@@ -120,9 +125,13 @@ func sendPackets(address string, args []string) error {
 
 // watch prints frames. Those that were sent before END on the same way have come when END has, but
 // for those that another CPU has in hand: these have a moment more.
-func watch(link, end string, timeout time.Duration) error {
+func watch(out bool, link, end string, timeout time.Duration) error {
 	const moment = 50 * time.Millisecond
-	fd, err := packets(link, unix.ETH_P_ALL)
+	on := link
+	if out {
+		on = ""
+	}
+	fd, err := packets(on, unix.ETH_P_ALL)
 	if err != nil {
 		return err
 	}
@@ -149,8 +158,14 @@ func watch(link, end string, timeout time.Duration) error {
 		} else if err != nil {
 			return err
 		}
-		if ll, ok := from.(*unix.SockaddrLinklayer); ok && ll.Pkttype == unix.PACKET_OUTGOING {
+		ll, ok := from.(*unix.SockaddrLinklayer)
+		if !ok || out != (ll.Pkttype == unix.PACKET_OUTGOING) {
 			continue
+		}
+		if out {
+			if i, err := net.InterfaceByIndex(ll.Ifindex); err != nil || !strings.HasPrefix(i.Name, link) {
+				continue
+			}
 		}
 		if bytes.Contains(b[:n], []byte(end)) {
 			if !ended {
