@@ -1,0 +1,120 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/dockway/dockway/integration/lab"
+)
+
+// report is a table of what was measured on one engine.
+type report struct {
+	heading string
+	rows    [][]string
+}
+
+func newReport(h *lab.Host, s settings) (*report, error) {
+	version, err := h.Docker("version", "-f", "{{.Server.Version}}")
+	if err != nil {
+		return nil, err
+	}
+	where, err := h.Script("readlink -f $(command -v dockerd)")
+	if err != nil {
+		return nil, err
+	}
+	// An engine built from Go modules does not know its version: its folder does.
+	if built := regexp.MustCompile(`moby-(v[0-9.]+(?:-(?:beta|rc)\.[0-9]+)?)`).FindStringSubmatch(where); built != nil {
+		version = "moby " + built[1]
+	}
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return nil, err
+	}
+	return &report{heading: fmt.Sprintf("Engine %s, Linux %s; medians of %d rounds", version, unix.ByteSliceToString(u.Release[:]), s.rounds)}, nil
+}
+
+// compare adds a row with a ratio, and whether it is the goal or less, to the hundredth.
+func (r *report) compare(what string, ours, against time.Duration, base string, goal float64) {
+	ratio := math.Round(100*float64(ours)/float64(against)) / 100
+	met := "met"
+	if ratio > goal {
+		met = "**missed**"
+	}
+	r.rows = append(r.rows, []string{what, short(ours), short(against), base, fmt.Sprintf("%.2f", ratio), fmt.Sprintf("%.2f", goal), met})
+	fmt.Fprintln(os.Stderr, "       ", strings.Join(r.rows[len(r.rows)-1], "  "))
+}
+
+// plain adds a row without a goal.
+func (r *report) plain(what, figure, remark string) {
+	r.rows = append(r.rows, []string{what, figure, "", remark, "", "", ""})
+	fmt.Fprintln(os.Stderr, "       ", what, figure, remark)
+}
+
+// table is Markdown, aligned for a terminal.
+func (r *report) table() string {
+	rows := append([][]string{{"what", "dockway", "against", "which is", "ratio", "goal", ""}, nil}, r.rows...)
+	width := make([]int, len(rows[0]))
+	for _, row := range rows {
+		for i, c := range row {
+			width[i] = max(width[i], utf8.RuneCountInString(c))
+		}
+	}
+	rows[1] = make([]string, len(width))
+	for i, w := range width {
+		rows[1][i] = strings.Repeat("-", max(3, w))
+	}
+	var b strings.Builder
+	for _, row := range rows {
+		for i, c := range row {
+			b.WriteString("| " + c + strings.Repeat(" ", max(0, max(3, width[i])-utf8.RuneCountInString(c))) + " ")
+		}
+		b.WriteString("|\n")
+	}
+	return b.String()
+}
+
+// short is a duration with three digits.
+func short(d time.Duration) string {
+	switch {
+	case d < time.Millisecond:
+		return fmt.Sprintf("%.1f µs", float64(d)/1e3)
+	case d < time.Second:
+		return fmt.Sprintf("%.2f ms", float64(d)/1e6)
+	}
+	return fmt.Sprintf("%.2f s", d.Seconds())
+}
+
+const method = `# Benchmarks
+
+What ` + "`make bench`" + ` measures, against Docker's own bridge driver in the same run. Absolute figures are those of one machine;
+the ratios are what counts. ` + "`build/bench -write`" + ` writes this file, ` + "`-engines moby,debian`" + ` measures on both engines of the lab.
+
+Traffic is one byte there and one back by blocking system calls, client and server pinned to one CPU, the median of each
+round; ours and theirs take their rounds in turn, and the medians of the rounds are compared. Both are user-defined
+networks of one simulated host, bridge-nf-call-iptables is 1 as on most hosts with an engine, and the engine's userland
+proxy is on. Through a published port the client is another machine of the LAN. Connections are closed by reset, so no
+port of the client is used up. The plugin's share of a start is CreateEndpoint, Join and ProgramExternalConnectivity (one
+TCP port) by HTTP on the managed plugin's socket; the bare netlink calls are a veth pair, one end put on a bridge and set
+up: no rule, no record on disk, no port held. A goal is met when the ratio, to the hundredth, is not above it.
+`
+
+// keep writes the tables to the documentation.
+func keep(all []*report) error {
+	root, err := lab.Root()
+	if err != nil {
+		return err
+	}
+	text := method
+	for _, r := range all {
+		text += "\n## " + r.heading + "\n\n" + r.table()
+	}
+	return os.WriteFile(filepath.Join(root, "docs", "benchmarks.md"), []byte(text), 0o644)
+}
