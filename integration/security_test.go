@@ -523,6 +523,48 @@ func TestWithoutIPv6(t *testing.T) {
 	})
 }
 
+// TestNFTablesBackend: beside an engine that speaks nftables itself, which has no DOCKER-USER.
+func TestNFTablesBackend(t *testing.T) {
+	_, stop := outsideServer(t)
+	defer stop()
+	const ip4, ip6 = "198.18.0.3", "fd00:18::3"
+	started, err := shared.host("nftables", lab.Moby, "--firewall-backend=nftables", "--ip-forward=false")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = started.StopEngine() })
+	if err := started.Plug(shared.lan, "eth0", ip4+"/24", ip6+"/64"); err != nil {
+		t.Fatal(err)
+	}
+	h := onHost(t, started)
+	h.ip = ip4
+	if out, err := h.Run("nft", "list", "tables"); err != nil || !strings.Contains(out, "docker-bridges") {
+		t.Fatalf("the engine has made no tables: %s, %v", out, err)
+	}
+	h.network("ours", "--subnet", "198.19.35.0/24", "--ipv6", "--subnet", "fd00:19:35::/64")
+	h.docker("network", "create", "theirs")
+	t.Cleanup(func() { h.docker("network", "rm", "theirs") })
+	h.server("ours-a", "ours", publish("8160:80")...)
+	h.client("ours-b", "ours")
+	h.server("theirs-a", "theirs", publish("8161:80")...)
+	a, theirs := h.address("ours-a", "ours"), h.address("theirs-a", "theirs")
+	for _, transport := range transports {
+		reaches(t, "same network", h.in("ours-b"), transport, a+":80", h.address("ours-b", "ours"))
+		reaches(t, "container to outside", h.in("ours-a"), transport, peer4+":80", ip4)
+		reaches(t, "container to outside, IPv6", h.in("ours-a"), transport, "["+peer6+"]:80", ip6)
+		reaches(t, "published port", on(shared.peer), transport, ip4+":8160", peer4)
+		reaches(t, "published port, IPv6", on(shared.peer), transport, "["+ip6+"]:8160", peer6)
+		reaches(t, "published port from the host", on(h.Machine), transport, ip4+":8160", "")
+		reaches(t, "published port on localhost", on(h.Machine), transport, "127.0.0.1:8160", "")
+		reaches(t, "hairpin", h.in("ours-b"), transport, ip4+":8160", "198.19.35.1")
+		barred(t, "dockway to an unpublished port of Docker's", h.in("ours-a"), transport, theirs+":80")
+		barred(t, "Docker to an unpublished port of dockway's", h.in("theirs-a"), transport, a+":80")
+		reaches(t, "Docker to a published port of dockway's", h.in("theirs-a"), transport, ip4+":8160", "")
+		reaches(t, "dockway to a published port of Docker's", h.in("ours-a"), transport, ip4+":8161", "")
+		reaches(t, "outside to Docker's", on(shared.peer), transport, ip4+":8161", peer4)
+	}
+}
+
 func linkLocal(mac string) string {
 	m := hardware(mac)
 	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]}).String()
