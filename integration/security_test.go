@@ -246,13 +246,13 @@ func TestDefaultFirewall(t *testing.T) {
 			ipFrame(aMAC, cMAC, 253, c4, a4, message("?")), ipFrame(aMAC, cMAC, 253, c6, a6, message("?")), ipFrame(aMAC, cMAC, 47, c4, a4, message("?")),
 			ipFrame(gatewayMAC, cMAC, 253, c4, peer4, message("?")))
 		sendFrames(t, h.in("guard-a"), "eth0",
-			ipFrame(cMAC, aMAC, 253, a4, c4, message("answer of 253")), ipFrame(cMAC, aMAC, 253, a6, c6, message("answer of 253 over IPv6")),
+			ipFrame(cMAC, aMAC, 253, a4, c4, message("answer of 253 over IPv4")), ipFrame(cMAC, aMAC, 253, a6, c6, message("answer of 253 over IPv6")),
 			ipFrame(cMAC, aMAC, 47, a4, c4, message("answer of 47")), ipFrame(cMAC, aMAC, 254, a4, c4, message("unasked of 254")))
 		sendFrames(t, on(shared.peer), "eth0",
 			ipFrame(hostMAC, peerMAC, 253, peer4, h.ip, message("answer from outside")))
 		sendFrames(t, h.in("guard-a"), "eth0", udp(cMAC, aMAC, a4, 1, c4, 1, "the end"))
-		marks := []string{"answer of 253", "answer of 253 over IPv6", "answer of 47", "unasked of 254", "answer from outside"}
-		same(t, "answers to a container that has asked", seen.said(marks...), []string{"answer of 253", "answer of 253 over IPv6", "answer of 47", "answer from outside"})
+		marks := []string{"answer of 253 over IPv4", "answer of 253 over IPv6", "answer of 47", "unasked of 254", "answer from outside"}
+		same(t, "answers to a container that has asked", seen.said(marks...), []string{"answer of 253 over IPv4", "answer of 253 over IPv6", "answer of 47", "answer from outside"})
 
 		seen = h.watchIn("guard-a", "eth0", "the end")
 		sendFrames(t, h.in("guard-b"), "eth0", append(sweep(aMAC, bMAC, b4, a4), sweep(aMAC, bMAC, b6, a6)...)...)
@@ -412,7 +412,7 @@ func TestPortSecurity(t *testing.T) {
 			{"neighbour advertisement for the gateway", func(m string) []byte { return nd(nodesMAC, aMAC, 136, a6, allNodes, gateway6, m) }},
 			{"neighbour advertisement for a foreign address", func(m string) []byte { return nd(bMAC, aMAC, 136, link, b6, foreign6, m) }},
 			{"router advertisement", func(m string) []byte { return ipFrame(nodesMAC, aMAC, 58, link, allNodes, advert(link, allNodes, m)) }},
-			{"router advertisement to one", func(m string) []byte { return ipFrame(bMAC, aMAC, 58, link, allNodes, advert(link, allNodes, m)) }},
+			{"router advertisement to one", func(m string) []byte { return ipFrame(bMAC, aMAC, 58, link, b6, advert(link, b6, m)) }},
 			{"router advertisement behind options", func(m string) []byte {
 				return ipFrame(nodesMAC, aMAC, 60, link, allNodes, append([]byte{58, 0, 1, 4, 0, 0, 0, 0}, advert(link, allNodes, m)...))
 			}},
