@@ -5,6 +5,7 @@ set -eu
 cd "$(dirname "$0")/.."
 
 name=dockway:latest
+bin=${DOCKWAY_BIN:-/usr/local/bin}
 fail() { echo "install: $*" >&2; exit 1; }
 
 command -v docker >/dev/null || fail "there is no docker command: install Docker first"
@@ -12,7 +13,7 @@ root=$(docker info -f '{{.DockerRootDir}}' 2>/dev/null) && [ -n "$root" ] ||
 	fail "the engine does not answer (docker info): start it, or run this as root"
 [ -w /usr/local/bin ] && [ -w "$root" ] || fail "$root cannot be written: run this as root, on the engine's machine"
 
-install -m 0755 build/dockway /usr/local/bin/dockway
+install -m 0755 build/dockway "$bin/dockway"
 
 # The engine cannot replace a plugin that was not pulled: the old one is removed, and its state (which networks there are)
 # and its settings are kept aside until the new one has them and runs.

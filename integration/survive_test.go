@@ -600,6 +600,178 @@ func TestReboot(t *testing.T) {
 	})
 }
 
+// TestUpgrade: make install on a host that has dockway takes a new plugin in place of the old one,
+// and what runs does not notice.
+func TestUpgrade(t *testing.T) {
+	root, err := lab.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	eachSurvivor(t, func(t *testing.T, h *host) {
+		h.network("upgrade")
+		h.network("nat") // which install makes when there is none
+		h.server("upgrade-a", "upgrade", "-p", "8180:80")
+		h.client("upgrade-b", "upgrade")
+		a := h.address("upgrade-a", "upgrade")
+		before, record := h.state(), h.record(t)
+		conns := []*held{holdFromOutside(t, h.ip+":8180"), h.holdFromContainer("upgrade-b", a+":80")}
+		settings := h.docker("plugin", "inspect", "-f", "{{.Settings.Env}}", lab.Plugin)
+		old, err := h.pluginDir()
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.must("mkdir -p /run/bin; DOCKWAY_BIN=/run/bin " + root + "/integration/install.sh; /run/bin/dockway version")
+		if after, err := h.pluginDir(); err != nil || after == old {
+			t.Errorf("the plugin is the same as before: %v", err)
+		}
+		if now := h.docker("plugin", "inspect", "-f", "{{.Settings.Env}}", lab.Plugin); now != settings {
+			t.Errorf("the plugin's settings were %s and are %s", settings, now)
+		}
+		h.settles("all to be as it was", before)
+		if after := h.record(t); after != record {
+			t.Errorf("the record changed: before\n%s\nafter\n%s", record, after)
+		}
+		reaches(t, "published port after the upgrade", on(shared.peer), "tcp", h.ip+":8180", peer4)
+		for _, c := range conns {
+			c.flowed()
+		}
+		h.client("upgrade-c", "upgrade")
+		reaches(t, "a container made after the upgrade", h.inside("upgrade-c"), "tcp", a+":80", "")
+	})
+}
+
+// TestDamagedRecord: dockway does not start on it and says what to do; with a copy all is well.
+func TestDamagedRecord(t *testing.T) {
+	eachSurvivor(t, func(t *testing.T, h *host) {
+		h.network("damaged")
+		h.server("damaged-a", "damaged", "-p", "8190:80")
+		before := h.state()
+		dir, err := h.pluginDir()
+		if err != nil {
+			t.Fatal(err)
+		}
+		db := filepath.Join(dir, "propagated-mount", "dockway.db")
+		h.docker("plugin", "disable", "-f", lab.Plugin)
+		h.must("cp " + db + " /run/copy.db")
+		h.must("truncate -s 5000 " + db)
+		broken := h.must("cksum " + db)
+		if out, err := h.Docker("plugin", "enable", lab.Plugin); err == nil {
+			t.Errorf("dockway starts on a truncated record: %s", out)
+		}
+		if err := lab.WaitFor(5*time.Second, "the engine's log to say which record is damaged, and what to do", func() (bool, error) {
+			log := h.Log(500)
+			return strings.Contains(log, "the record /var/lib/dockway/dockway.db is damaged") && strings.Contains(log, "put a backup in its place"), nil
+		}); err != nil {
+			t.Error(err)
+		}
+		if after := h.must("cksum " + db); after != broken {
+			t.Errorf("the damaged record was changed: %s, then %s", broken, after)
+		}
+		reaches(t, "published port while dockway refuses", on(shared.peer), "tcp", h.ip+":8190", peer4)
+		h.must("cp /run/copy.db " + db)
+		// The engine takes a moment to get over a plugin that died at once.
+		if err := lab.WaitFor(20*time.Second, "the plugin to be enabled again", func() (bool, error) {
+			_, _ = h.Docker("plugin", "disable", "-f", lab.Plugin)
+			_, err := h.Docker("plugin", "enable", lab.Plugin)
+			return err == nil && h.WaitPlugin("") == nil, err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		h.settles("all to be as it was", before)
+		reaches(t, "published port", on(shared.peer), "tcp", h.ip+":8190", peer4)
+	})
+}
+
+// TestFullDisk: dockway as a plain service of the host, whose state has no room: calls fail and say
+// why, nothing half-made is left, and with room they succeed. On a disk that is read-only it does
+// not start. (The kernel makes no disk read-only below a file that is open for writing.)
+func TestFullDisk(t *testing.T) {
+	root, err := lab.Root()
+	if err != nil {
+		t.Fatal(err)
+	}
+	eachSurvivor(t, func(t *testing.T, h *host) {
+		// The two would each undo what the other does to the tables.
+		h.docker("plugin", "disable", lab.Plugin)
+		t.Cleanup(func() { h.docker("plugin", "enable", lab.Plugin) })
+		h.must("mkdir -p /run/small && mount -t tmpfs -o size=512k none /run/small")
+		t.Cleanup(func() { h.must("umount -l /run/small") })
+		service := h.Command(context.Background(), root+"/build/dockway", "serve", "--socket", "/run/docker/plugins/dw2.sock", "--state-dir", "/run/small")
+		var said bytes.Buffer
+		service.Stdout, service.Stderr = &said, &said
+		if err := service.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			h.must("pkill -TERM -f '^[^ ]*/dockway serve --socket /run/docker/plugins/dw2.sock'")
+			if err := service.Wait(); err != nil || t.Failed() {
+				t.Logf("the service: %v: %s", err, said.String())
+			}
+			_, _ = h.Docker("network", "rm", "disk-net", "disk-more")
+		})
+		dockway := func(what string) string {
+			t.Helper()
+			out, err := h.Dockway(what, "--json", "--socket", "/run/docker/plugins/dw2.sock")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return out
+		}
+		if err := lab.WaitFor(5*time.Second, "the service", func() (bool, error) {
+			out, err := h.Dockway("status", "--json", "--socket", "/run/docker/plugins/dw2.sock")
+			return err == nil && strings.Contains(out, `"in_sync":true`), err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		create := []string{"network", "create", "-d", "dw2", "--ipam-driver", "dw2"}
+		h.docker(append(create, "disk-net")...)
+		h.start("disk-a", "disk-net", []string{"-p", "8195:80"}, "/probe", "serve", "tcp", ":80")
+		reaches(t, "published port of a plain service", on(shared.peer), "tcp", h.ip+":8195", peer4)
+		held := func() string {
+			kernel, err := h.kernelState()
+			return dockway("networks") + dockway("endpoints") + dockway("ports") + kernel + failure(err)
+		}
+		before := held()
+		for _, trouble := range []struct{ make, words, end string }{
+			{"dd if=/dev/zero of=/run/small/filler bs=4k status=none || true", "no space left on device; free some space", "rm /run/small/filler"},
+		} {
+			h.must(trouble.make)
+			for n := range 200 { // the record may have pages of its own left
+				name := fmt.Sprintf("disk-more-%d", n)
+				out, err := h.Docker(append(create, name)...)
+				if err == nil {
+					h.docker("network", "rm", name)
+					if n == 199 {
+						t.Errorf("%s: networks can still be made", trouble.make)
+					}
+					continue
+				}
+				if !strings.Contains(out, trouble.words) {
+					t.Errorf("%s: docker network create says %q, want %q", trouble.make, out, trouble.words)
+				}
+				break
+			}
+			after := ""
+			if err := lab.WaitFor(2*time.Second, "nothing half-made to be left", func() (bool, error) { // links go in the background
+				after = held()
+				return after == before, nil
+			}); err != nil {
+				t.Errorf("%s: %v: before\n%s\nafter\n%s", trouble.make, err, before, after)
+			}
+			reaches(t, "published port, "+trouble.make, on(shared.peer), "tcp", h.ip+":8195", peer4)
+			h.must(trouble.end)
+			h.docker(append(create, "disk-more")...)
+			h.docker("network", "rm", "disk-more")
+		}
+		h.docker("rm", "-f", "disk-a")
+		h.docker("network", "rm", "disk-net")
+		if out, err := h.Script("mkdir -p /run/fixed && mount -t tmpfs -o ro none /run/fixed && " + root + "/build/dockway serve --socket /run/docker/plugins/dw3.sock --state-dir /run/fixed"); err == nil || !strings.Contains(out, "read-only file system; mount that file system read-write") {
+			t.Errorf("dockway on a read-only disk: %v: %s", err, out)
+		}
+		h.must("umount /run/fixed")
+	})
+}
+
 func (h *host) restartEngine() error {
 	if err := h.StopEngine(); err != nil {
 		return err
