@@ -136,8 +136,8 @@ func bare(i int) (time.Duration, error) {
 
 // controlTimes are medians.
 type controlTimes struct {
-	Start, Stop, Bare time.Duration
-	Calls             [3]time.Duration
+	Start, Stop, Bare, Floor time.Duration
+	Calls                    [3]time.Duration
 }
 
 func (c controlTimes) calls() string {
@@ -152,13 +152,18 @@ const warmUp = 5
 // deletion would be measured as a part of the next start.
 func control(socket string, number, port, rounds int) (controlTimes, error) {
 	p := dial(socket)
-	var start, stop, least []time.Duration
+	var start, stop, least, floor []time.Duration
 	var calls [3][]time.Duration
 	for round := range rounds + warmUp {
 		took, err := p.start(number+round, port+round, 1)
 		if err != nil {
 			return controlTimes{}, err
 		}
+		begun := time.Now()
+		if err := p.call("NetworkDriver.GetCapabilities", object{}, nil); err != nil {
+			return controlTimes{}, err
+		}
+		idle := time.Since(begun)
 		b, err := bare(round)
 		if err != nil {
 			return controlTimes{}, err
@@ -167,6 +172,7 @@ func control(socket string, number, port, rounds int) (controlTimes, error) {
 			continue
 		}
 		start, least = append(start, took[0]+took[1]+took[2]), append(least, b)
+		floor = append(floor, idle)
 		for i := range calls {
 			calls[i] = append(calls[i], took[i])
 		}
@@ -178,7 +184,7 @@ func control(socket string, number, port, rounds int) (controlTimes, error) {
 		}
 		stop = append(stop, time.Since(begun))
 	}
-	c := controlTimes{Start: median(start), Stop: median(stop), Bare: median(least)}
+	c := controlTimes{Start: median(start), Stop: median(stop), Bare: median(least), Floor: median(floor)}
 	for i := range calls {
 		c.Calls[i] = median(calls[i])
 	}
