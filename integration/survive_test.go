@@ -268,8 +268,16 @@ func TestPluginKilled(t *testing.T) {
 			t.Fatal(err)
 		}
 		// The engine would start it again at once: it is stopped while traffic is tried.
-		h.must("kill -STOP $(cat /run/docker.pid); kill -9 " + pid)
-		t.Cleanup(func() { h.must("kill -CONT $(cat /run/docker.pid)") })
+		if err := h.PauseEngine(); err != nil {
+			t.Fatal(err)
+		}
+		resume := sync.OnceFunc(func() {
+			if err := h.ResumeEngine(); err != nil {
+				t.Error(err)
+			}
+		})
+		t.Cleanup(resume)
+		h.must("kill -9 " + pid)
 		for _, network := range []string{"tcp", "udp"} {
 			reaches(t, "published port while the plugin is down", on(shared.peer), network, h.ip+":8100", peer4)
 			reaches(t, "same network while the plugin is down", b, network, a+":80", "")
@@ -281,7 +289,7 @@ func TestPluginKilled(t *testing.T) {
 		if after, err := h.kernelState(); err != nil || !strings.Contains(before, after) {
 			t.Errorf("the kernel's state went with the plugin: %v: before\n%s\nafter\n%s", err, before, after)
 		}
-		h.must("kill -CONT $(cat /run/docker.pid)")
+		resume()
 		start := time.Now()
 		if err := h.WaitPlugin(pid); err != nil {
 			t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/docker/docker/client"
@@ -123,6 +124,26 @@ func (h *Host) StopEngine() error { return h.signalEngine("TERM") }
 
 // KillEngine ends the engine without warning.
 func (h *Host) KillEngine() error { return h.signalEngine("KILL") }
+
+// PauseEngine stops the engine where it is: it goes on when ResumeEngine is called.
+func (h *Host) PauseEngine() error {
+	_, err := h.Script("kill -STOP $(cat /run/docker.pid)")
+	return err
+}
+
+// ResumeEngine lets a paused engine go on, and nsenter, which stops with it and would not notice its end.
+func (h *Host) ResumeEngine() error {
+	_, err := h.Script("kill -CONT $(cat /run/docker.pid)")
+	// nsenter stops itself when it hears of the engine's stop, which may be just now.
+	return errors.Join(err, WaitFor(10*time.Second, "nsenter to go on", func() (bool, error) {
+		if err := h.engine.Process.Signal(syscall.SIGCONT); err != nil {
+			return false, err
+		}
+		time.Sleep(20 * time.Millisecond)
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", h.engine.Process.Pid))
+		return err == nil && !strings.Contains(string(stat), ") T "), err
+	}))
+}
 
 func (h *Host) signalEngine(signal string) error {
 	pid, err := h.Script("cat /run/docker.pid; kill -" + signal + " $(cat /run/docker.pid)")
