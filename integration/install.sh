@@ -11,7 +11,7 @@ fail() { echo "install: $*" >&2; exit 1; }
 command -v docker >/dev/null || fail "there is no docker command: install Docker first"
 root=$(docker info -f '{{.DockerRootDir}}' 2>/dev/null) && [ -n "$root" ] ||
 	fail "the engine does not answer (docker info): start it, or run this as root"
-[ -w /usr/local/bin ] && [ -w "$root" ] || fail "$root cannot be written: run this as root, on the engine's machine"
+[ -w "$bin" ] && [ -w "$root" ] || fail "$bin or $root cannot be written: run this as root, on the engine's machine"
 
 install -m 0755 build/dockway "$bin/dockway"
 
