@@ -57,6 +57,7 @@ type NetworkInfo struct {
 	Name      string   `json:"name"`
 	Mode      string   `json:"mode"`
 	Subnets   []string `json:"subnets"`
+	Spaces    []string `json:"address_spaces"` // of each subnet
 	Bridge    string   `json:"bridge"`
 	Endpoints int      `json:"endpoints"`
 	Internal  bool     `json:"internal"`

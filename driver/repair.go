@@ -250,6 +250,7 @@ func (s *Service) Networks() []NetworkInfo {
 		info := NetworkInfo{ID: n.record.ID, Name: n.record.Options.Name, Mode: string(n.record.Options.Mode), Bridge: n.record.Bridge(), Endpoints: len(n.endpoints), Internal: n.record.Internal, MTU: n.record.Options.MTU}
 		for _, subnet := range n.record.Subnets() {
 			info.Subnets = append(info.Subnets, subnet.Pool.String())
+			info.Spaces = append(info.Spaces, subnet.Space)
 		}
 		out = append(out, info)
 	})

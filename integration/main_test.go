@@ -114,7 +114,7 @@ func (w *world) host(name string, engine lab.Engine, flags ...string) (*lab.Host
 	if err := h.LoadImage(w.probe); err != nil {
 		return h, err
 	}
-	return h, h.InstallPlugin(w.built, "LOG_LEVEL=debug")
+	return h, h.InstallPlugin(w.built, "LOG_LEVEL=debug", "COLLECT_AFTER=3s")
 }
 
 // eachEngine runs a test on the shared host of each engine.

@@ -791,7 +791,7 @@ func (h *host) restartEngine() error {
 func (h *host) settles(what, want string) {
 	h.t.Helper()
 	var got string
-	if err := lab.WaitFor(10*time.Second, what, func() (bool, error) {
+	if err := lab.WaitFor(20*time.Second, what, func() (bool, error) {
 		got = h.state()
 		return got == want, nil
 	}); err != nil {

@@ -74,6 +74,7 @@ type (
 		GwAllocChecker    bool
 	}
 	subnet struct {
+		AddressSpace string
 		Pool         string
 		Gateway      string
 		AuxAddresses map[string]string
@@ -278,7 +279,7 @@ func subnets(wire []subnet) (v4, v6 []mode.Subnet, err error) {
 		if err != nil {
 			return nil, nil, fmt.Errorf("field Pool: %w", err)
 		}
-		s := mode.Subnet{Pool: pool}
+		s := mode.Subnet{Space: w.AddressSpace, Pool: pool}
 		if s.Gateway, err = hostOf(pool, w.Gateway); err != nil {
 			return nil, nil, fmt.Errorf("field Gateway of %s: %w", pool, err)
 		}

@@ -131,7 +131,7 @@ func (n *networks) Unpublish(ctx context.Context, network, id string) error {
 
 func (n *networks) Status() driver.Status { return driver.Status{Networks: 1, InSync: true} }
 func (n *networks) Networks() []driver.NetworkInfo {
-	return []driver.NetworkInfo{{ID: "n", Name: "web", Subnets: []string{"198.18.9.0/24"}}}
+	return []driver.NetworkInfo{{ID: "n", Name: "web", Subnets: []string{"198.18.9.0/24"}, Spaces: []string{"dockway-local"}}}
 }
 func (n *networks) Endpoints() []driver.EndpointInfo { return nil }
 func (n *networks) Ports() []driver.PortInfo {
@@ -382,7 +382,7 @@ func TestInspection(t *testing.T) {
 	r := newRig(t, 0)
 	for path, want := range map[string]string{
 		StatusPath:    `{"networks":1,"endpoints":0,"ports":0,"in_sync":true,"problem":"","repairs":0,"warnings":null}`,
-		NetworksPath:  `[{"id":"n","name":"web","mode":"","subnets":["198.18.9.0/24"],"bridge":"","endpoints":0,"internal":false,"mtu":0}]`,
+		NetworksPath:  `[{"id":"n","name":"web","mode":"","subnets":["198.18.9.0/24"],"address_spaces":["dockway-local"],"bridge":"","endpoints":0,"internal":false,"mtu":0}]`,
 		EndpointsPath: `[]`,
 		PortsPath:     `[{"network":"n","endpoint":"e","proto":"tcp","host_ip":"","host_port":8080,"container_ip":"","container_port":0}]`,
 	} {

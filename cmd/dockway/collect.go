@@ -11,15 +11,15 @@ import (
 	"github.com/dockway/dockway/ipam"
 )
 
-const (
-	collectEvery = time.Minute
-	collectAfter = 2 * time.Minute
-)
+// minCollect is the shortest time after which something is collected: longer than an engine ever
+// takes between two calls of one operation.
+const minCollect = time.Second
 
 // endpoints is what the collector asks of the network service.
 type endpoints interface {
 	Networks() []driver.NetworkInfo
 	Endpoints() []driver.EndpointInfo
+	DeleteNetwork(ctx context.Context, id string) error
 }
 
 // held is what the collector asks of the address manager.
@@ -30,14 +30,16 @@ type held interface {
 	ReleaseHeld(context.Context, ipam.Held) error
 }
 
-// collector releases addresses that nobody will ever release: of an engine that was killed
-// between asking for an address and making its endpoint, or that forgot an endpoint. It belongs
-// to neither the network service nor the address manager, which do not know each other.
+// collector releases addresses, and removes networks, that nobody will ever come back for: of an
+// engine that was killed between two calls, or that did not get its answer. It belongs to neither
+// the network service nor the address manager, which do not know each other.
 type collector struct {
 	endpoints endpoints
 	held      held
+	after     time.Duration
 	log       *logrus.Entry
-	unclaimed map[claim]time.Time // since when each address has had no endpoint
+	unclaimed map[claim]time.Time  // since when each address has had no endpoint
+	poolless  map[string]time.Time // since when each network has had no pool
 }
 
 // claim is an address of a pool.
@@ -46,13 +48,13 @@ type claim struct {
 	address netip.Addr
 }
 
-func newCollector(e endpoints, h held, log *logrus.Entry) *collector {
-	return &collector{endpoints: e, held: h, log: log, unclaimed: map[claim]time.Time{}}
+func newCollector(e endpoints, h held, after time.Duration, log *logrus.Entry) *collector {
+	return &collector{endpoints: e, held: h, after: after, log: log, unclaimed: map[claim]time.Time{}, poolless: map[string]time.Time{}}
 }
 
 // run collects until ctx ends.
 func (c *collector) run(ctx context.Context) error {
-	ticker := time.NewTicker(collectEvery)
+	ticker := time.NewTicker(c.after / 2)
 	defer ticker.Stop()
 	for {
 		select {
@@ -60,6 +62,7 @@ func (c *collector) run(ctx context.Context) error {
 			return nil
 		case now := <-ticker.C:
 			c.collect(ctx, now)
+			c.collectNetworks(ctx, now)
 		}
 	}
 }
@@ -73,7 +76,7 @@ func (c *collector) collect(ctx context.Context, now time.Time) {
 		if !known || h.Age < now.Sub(since) { // given anew meanwhile
 			since = now
 		}
-		if now.Sub(since) < collectAfter {
+		if now.Sub(since) < c.after {
 			unclaimed[k] = since
 			continue
 		}
@@ -86,6 +89,44 @@ func (c *collector) collect(ctx context.Context, now time.Time) {
 		log.Info("address without an endpoint released")
 	}
 	c.unclaimed = unclaimed
+}
+
+// collectNetworks removes the networks that no engine knows: they have no endpoints, and their pools,
+// which were this address manager's, are released. An engine that does not get the answer to
+// CreateNetwork releases the pools, and never asks for the network to be deleted.
+func (c *collector) collectNetworks(ctx context.Context, now time.Time) {
+	// The networks are listed before the pools: a pool is there before its network.
+	networks := c.endpoints.Networks()
+	pooled := map[string]bool{}
+	for _, p := range c.held.Pools() {
+		pooled[p.Subnet.String()] = true
+	}
+	poolless := map[string]time.Time{}
+	for _, n := range networks {
+		orphan := n.Endpoints == 0
+		for i, subnet := range n.Subnets {
+			orphan = orphan && n.Spaces[i] == string(ipam.Local) && !pooled[subnet]
+		}
+		if !orphan {
+			continue
+		}
+		since, known := c.poolless[n.ID]
+		if !known {
+			since = now
+		}
+		if now.Sub(since) < c.after {
+			poolless[n.ID] = since
+			continue
+		}
+		log := c.log.WithField("network", brief(n.ID))
+		if err := c.endpoints.DeleteNetwork(ctx, n.ID); err != nil {
+			log.WithError(err).Warn("network that no engine knows not removed")
+			poolless[n.ID] = since
+			continue
+		}
+		log.Info("network collected: its address pools are released, so no engine knows it")
+	}
+	c.poolless = poolless
 }
 
 // candidates are the endpoint addresses, of pools that dockway's networks use, without endpoint.

@@ -16,6 +16,11 @@ import (
 	"github.com/dockway/dockway/ipam"
 )
 
+const (
+	collectAfter = 2 * time.Minute
+	collectEvery = time.Minute
+)
+
 // host is a network service and an address manager in one, at a moment that the test moves.
 type host struct {
 	now       time.Time
@@ -26,6 +31,16 @@ type host struct {
 	given     map[claim]time.Time
 	err       error
 	released  []string
+	deleted   []string
+}
+
+func (h *host) DeleteNetwork(_ context.Context, id string) error {
+	if h.err != nil {
+		return h.err
+	}
+	h.deleted = append(h.deleted, id)
+	h.networks = slices.DeleteFunc(h.networks, func(n driver.NetworkInfo) bool { return n.ID == id })
+	return nil
 }
 
 func (h *host) Networks() []driver.NetworkInfo   { return h.networks }
@@ -70,7 +85,7 @@ func newHost() (*host, *collector) {
 	}
 	log := logrus.New()
 	log.SetOutput(io.Discard)
-	return h, newCollector(h, h, logrus.NewEntry(log))
+	return h, newCollector(h, h, collectAfter, logrus.NewEntry(log))
 }
 
 // minutes lets minutes pass, with a look after each, and gives what was released.
@@ -174,5 +189,33 @@ func TestCollectForgetsWhatIsGone(t *testing.T) {
 	h.minutes(c, 1)
 	if len(c.unclaimed) != 0 {
 		t.Errorf("%d addresses remembered", len(c.unclaimed))
+	}
+}
+
+// TestCollectsNetworksThatNoEngineKnows: only those whose pools were dockway's and are released,
+// and only after a while.
+func TestCollectsNetworksThatNoEngineKnows(t *testing.T) {
+	h, c := newHost()
+	network := func(id, subnet, space string, endpoints int) driver.NetworkInfo {
+		return driver.NetworkInfo{ID: id, Subnets: []string{subnet}, Spaces: []string{space}, Endpoints: endpoints}
+	}
+	local := string(ipam.Local)
+	h.networks = []driver.NetworkInfo{
+		network("lost", "10.1.0.0/24", local, 0),
+		network("used", "10.2.0.0/24", local, 1),
+		network("pooled", "10.3.0.0/24", local, 0),
+		network("engine's", "10.4.0.0/24", "LocalDefault", 0),
+	}
+	h.pools = []ipam.PoolInfo{{ID: "p", Space: ipam.Local, Subnet: netip.MustParsePrefix("10.3.0.0/24")}}
+	c.collectNetworks(t.Context(), h.now)
+	if len(h.deleted) > 0 {
+		t.Errorf("removed at once: %v", h.deleted)
+	}
+	h.err = errors.New("busy")
+	c.collectNetworks(t.Context(), h.now.Add(collectAfter))
+	h.err = nil
+	c.collectNetworks(t.Context(), h.now.Add(collectAfter+collectEvery))
+	if fmt.Sprint(h.deleted) != "[lost]" {
+		t.Errorf("removed %v, want only the network whose pool is released", h.deleted)
 	}
 }

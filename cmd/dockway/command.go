@@ -83,6 +83,7 @@ managed plugin; as a service of the host it is run by systemd.`,
 	f.StringVar(&c.stateDir, "state-dir", "/var/lib/dockway", "directory of the record")
 	f.StringVar(&c.logLevel, "log-level", env("LOG_LEVEL", "info"), "what to log: error, warning, info or debug [LOG_LEVEL]")
 	f.StringVar(&c.defaultPools, "default-pools", env("DEFAULT_POOLS", ""), "subnets to choose from when a network has none [DEFAULT_POOLS]")
+	f.StringVar(&c.collectAfter, "collect-after", env("COLLECT_AFTER", "2m"), "how long to keep what no engine knows any more [COLLECT_AFTER]")
 	f.StringVar(&c.procSys, "proc-sys", "/proc/sys", "where the host's settings are")
 	cmd.SetContext(context.Background())
 	return cmd

@@ -38,6 +38,7 @@ type config struct {
 	stateDir     string
 	logLevel     string
 	defaultPools string
+	collectAfter string
 	procSys      string
 	notify       string // systemd's socket; empty: nobody to notify
 }
@@ -51,6 +52,10 @@ func serve(ctx context.Context, c config, stdout, stderr io.Writer) (err error) 
 	pools, err := ipam.ParsePools(c.defaultPools)
 	if err != nil {
 		return err
+	}
+	collectAfter, err := time.ParseDuration(c.collectAfter)
+	if err != nil || collectAfter < minCollect {
+		return fmt.Errorf("collect after %q: give a time of at least %s, such as 2m", c.collectAfter, minCollect)
 	}
 	closing := func(what string, c io.Closer) {
 		if e := c.Close(); e != nil {
@@ -91,7 +96,7 @@ func serve(ctx context.Context, c config, stdout, stderr io.Writer) (err error) 
 	server := plugin.New(plugin.Config{Networks: networks, Addresses: addresses, Log: log})
 	return run(ctx, c, log, server, listener,
 		task{"the network service", networks.Run},
-		task{"the collector of addresses", newCollector(networks, addresses, log).run})
+		task{"the collector of addresses", newCollector(networks, addresses, collectAfter, log).run})
 }
 
 // task is work in the background. It ends with its context, or with an error.

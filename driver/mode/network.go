@@ -12,6 +12,7 @@ import (
 
 // Subnet is an address pool of a network, as the engine gives it.
 type Subnet struct {
+	Space     string                `json:"space,omitempty"` // the address space of the pool: whose it is
 	Pool      netip.Prefix          `json:"pool"`
 	Gateway   netip.Addr            `json:"gateway"` // invalid: none
 	Auxiliary map[string]netip.Addr `json:"auxiliary,omitempty"`
