@@ -354,11 +354,18 @@ func (b *beliefs) saw(s plan.State, at uint64) {
 	}
 }
 
-// holds reports whether a link and its addresses are as believed. It waits for operations that are
-// under way.
+// holds reports whether a link and its addresses are as believed. Mostly they are, after changes of
+// our own, and operations under way need not wait for the look; if not, it waits for those.
 func (b *beliefs) holds(ctx context.Context, k *Kernel, name string) bool {
+	if b.hold(ctx, k, name) {
+		return true
+	}
 	k.doing.Lock()
 	defer k.doing.Unlock()
+	return b.hold(ctx, k, name)
+}
+
+func (b *beliefs) hold(ctx context.Context, k *Kernel, name string) bool {
 	observed := plan.State{}
 	if err := k.observeLinks(ctx, []string{name}, observed); err != nil {
 		return false
