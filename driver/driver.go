@@ -72,9 +72,9 @@ type Service struct {
 
 	index    sync.Mutex // guards what follows, and the endpoints of every network
 	networks map[string]*network
-	ports    map[plan.Key]holder // host ports by who publishes them
-	problem  error               // why the kernel is not what the record wants
-	synced   bool                // it has been, since the start
+	ports    map[portNumber][]holder // who publishes which host ports
+	problem  error                   // why the kernel is not what the record wants
+	synced   bool                    // it has been, since the start
 	repairs  uint64
 }
 
@@ -83,13 +83,18 @@ type network struct {
 	mu        sync.Mutex
 	record    mode.Network
 	endpoints map[string]mode.Endpoint
-	idle      map[string]int // looks in which an endpoint had no container
-	stored    bool           // the record is on disk
-	gone      bool           // deleted while a call waited for mu
+	addresses map[netip.Addr]string // endpoints by address
+	stations  map[plan.MAC]string   // and by Ethernet address
+	idle      map[string]int        // looks in which an endpoint had no container
+	stored    bool                  // the record is on disk
+	gone      bool                  // deleted while a call waited for mu
 }
 
 func newNetwork(record mode.Network) *network {
-	return &network{record: record, endpoints: map[string]mode.Endpoint{}, idle: map[string]int{}}
+	return &network{
+		record: record, endpoints: map[string]mode.Endpoint{}, idle: map[string]int{},
+		addresses: map[netip.Addr]string{}, stations: map[plan.MAC]string{},
+	}
 }
 
 // errUnknown is the engine naming something that is not on record.
@@ -97,7 +102,7 @@ var errUnknown = errors.New("not known to dockway")
 
 // New loads the record. The kernel is not touched before Run or the first call.
 func New(kernel Kernel, store Store, log *logrus.Entry) (*Service, error) {
-	s := &Service{kernel: kernel, store: store, log: log, networks: map[string]*network{}, ports: map[plan.Key]holder{}, problem: errors.New("not yet compared with the kernel")}
+	s := &Service{kernel: kernel, store: store, log: log, networks: map[string]*network{}, ports: map[portNumber][]holder{}, problem: errors.New("not yet compared with the kernel")}
 	err := store.Load(networkBucket, func(id string, value []byte) error {
 		n := newNetwork(mode.Network{})
 		n.stored = true
@@ -211,9 +216,9 @@ func (s *Service) CreateEndpoint(ctx context.Context, req EndpointRequest) (Endp
 // evict forgets endpoints without a container that stand in a new one's way. The engine has given
 // their address, or MAC address, to somebody else: it does not know them any more.
 func (s *Service) evict(n *network, req EndpointRequest) error {
-	for _, e := range n.list() {
-		taken := e.Address.IsValid() && e.Address.Addr() == req.Address.Addr() || e.Address6.IsValid() && e.Address6.Addr() == req.Address6.Addr() || e.MAC == req.MAC
-		if e.ID == req.ID || e.Joined || !taken {
+	for _, id := range []string{n.addresses[req.Address.Addr()], n.addresses[req.Address6.Addr()], n.stations[req.MAC]} {
+		e, ok := n.endpoints[id]
+		if !ok || e.ID == req.ID || e.Joined {
 			continue
 		}
 		if err := s.store.Apply(endpointGone(e)); err != nil {
@@ -430,23 +435,37 @@ func (s *Service) endpoint(networkID, id string) (*network, mode.Endpoint, error
 func (n *network) put(s *Service, e mode.Endpoint) {
 	s.index.Lock()
 	defer s.index.Unlock()
-	for _, b := range n.endpoints[e.ID].Bindings {
-		delete(s.ports, hostPort(b))
+	n.unlist(s, n.endpoints[e.ID])
+	n.endpoints[e.ID] = e
+	n.stations[e.MAC] = e.ID
+	for _, a := range e.Addresses() {
+		n.addresses[a] = e.ID
 	}
 	for _, b := range e.Bindings {
-		s.ports[hostPort(b)] = holder{n, e.ID, b}
+		s.ports[numberOf(b)] = append(s.ports[numberOf(b)], holder{n, e.ID, b})
 	}
-	n.endpoints[e.ID] = e
 }
 
 func (n *network) remove(s *Service, e mode.Endpoint) {
 	s.index.Lock()
 	defer s.index.Unlock()
-	for _, b := range n.endpoints[e.ID].Bindings {
-		delete(s.ports, hostPort(b))
-	}
+	n.unlist(s, n.endpoints[e.ID])
 	delete(n.endpoints, e.ID)
 	delete(n.idle, e.ID)
+}
+
+// unlist takes an endpoint out of what it can be found by.
+func (n *network) unlist(s *Service, e mode.Endpoint) {
+	delete(n.stations, e.MAC)
+	for _, a := range e.Addresses() {
+		delete(n.addresses, a)
+	}
+	for _, b := range e.Bindings {
+		left := slices.DeleteFunc(s.ports[numberOf(b)], func(h holder) bool { return h.endpoint == e.ID && h.binding == b })
+		if s.ports[numberOf(b)] = left; len(left) == 0 {
+			delete(s.ports, numberOf(b))
+		}
+	}
 }
 
 // before are the changes that take changes back, by what the memory of n still holds.

@@ -221,6 +221,7 @@ func TestPublish(t *testing.T) {
 		{"range, first taken by a process", nil, policy.PortMapping{Protocol: policy.TCP, HostPort: 7000, HostPortEnd: 7002, ContainerPort: 80}, "0.0.0.0:7001 -> 198.18.1.2:80/tcp, [::]:7001 -> 198.18.1.2:80/tcp"},
 		{"taken by a process", nil, tcp(7000, 80), "in use by process nginx (pid 1)"},
 		{"taken by an endpoint", nil, tcp(9000, 80), "host port 0.0.0.0:9000/tcp is published by endpoint 000000000c80 (198.18.2.2) of network 000000000020"},
+		{"on one address, taken by an endpoint on every", nil, policy.PortMapping{Protocol: policy.TCP, HostIP: netip.MustParseAddr("198.18.0.1"), HostPort: 9000, ContainerPort: 80}, "host port 0.0.0.0:9000/tcp is published by endpoint 000000000c80"},
 		{"no container port", nil, tcp(8080, 0), "container port 0"},
 	}
 	for _, tt := range tests {

@@ -73,7 +73,7 @@ func (s *Service) publish(ctx context.Context, n *network, e mode.Endpoint, mapp
 		if !errors.As(err, &inUse) {
 			return err
 		}
-		taken[inUse.Port.Key()] = err
+		taken[inUse.Port.Key()] = inUse
 	}
 	return fmt.Errorf("no free host port after %d attempts", attempts)
 }
@@ -81,16 +81,15 @@ func (s *Service) publish(ctx context.Context, n *network, e mode.Endpoint, mapp
 // bind chooses the host ports of all mappings.
 func (s *Service) bind(e mode.Endpoint, mappings []policy.PortMapping, unavailable map[plan.Key]error) ([]policy.Binding, error) {
 	var all []policy.Binding
-	mine := map[plan.Key]bool{}
+	mine := map[portNumber][]policy.Binding{}
 	conflict := func(b policy.Binding) error {
-		key := hostPort(b)
-		if mine[key] {
+		if slices.ContainsFunc(mine[numberOf(b)], func(m policy.Binding) bool { return overlap(m.Host.Addr(), b.Host.Addr()) }) {
 			return fmt.Errorf("host port %s/%s is published twice by this container", b.Host, b.Protocol)
 		}
-		if err := unavailable[key]; err != nil {
+		if err := unavailable[plan.HostPort{Proto: string(b.Protocol), Host: b.Host}.Key()]; err != nil {
 			return err
 		}
-		return s.published(key, e.ID)
+		return s.published(b, e.ID)
 	}
 	for _, m := range mappings {
 		bindings, err := choose(e, m, conflict)
@@ -98,7 +97,7 @@ func (s *Service) bind(e mode.Endpoint, mappings []policy.PortMapping, unavailab
 			return nil, fmt.Errorf("%s: %w", m, err)
 		}
 		for _, b := range bindings {
-			mine[hostPort(b)] = true
+			mine[numberOf(b)] = append(mine[numberOf(b)], b)
 		}
 		all = append(all, bindings...)
 	}
@@ -182,25 +181,35 @@ func bindings(e mode.Endpoint, m policy.PortMapping, port uint16) ([]policy.Bind
 	return out, nil
 }
 
-// holder is the endpoint that publishes a host port.
+// portNumber is a port of some address of the host.
+type portNumber struct {
+	protocol policy.Protocol
+	port     uint16
+}
+
+func numberOf(b policy.Binding) portNumber { return portNumber{b.Protocol, b.Host.Port()} }
+
+// holder is an endpoint that publishes a port.
 type holder struct {
 	network  *network
 	endpoint string
 	binding  policy.Binding
 }
 
-// published reports that another endpoint publishes the host port.
-func (s *Service) published(port plan.Key, but string) error {
+// published reports that another endpoint publishes the host port, on the same address or on every
+// address of the family.
+func (s *Service) published(b policy.Binding, but string) error {
 	s.index.Lock()
 	defer s.index.Unlock()
-	h, ok := s.ports[port]
-	if !ok || h.endpoint == but {
-		return nil
+	for _, h := range s.ports[numberOf(b)] {
+		if h.endpoint != but && overlap(h.binding.Host.Addr(), b.Host.Addr()) {
+			return fmt.Errorf("host port %s/%s is published by endpoint %s (%s) of network %s: stop that container or choose another port", h.binding.Host, h.binding.Protocol, brief(h.endpoint), h.binding.Container.Addr(), h.network.name())
+		}
 	}
-	return fmt.Errorf("host port %s/%s is published by endpoint %s (%s) of network %s: stop that container or choose another port", h.binding.Host, h.binding.Protocol, brief(h.endpoint), h.binding.Container.Addr(), h.network.name())
+	return nil
 }
 
-// hostPort is what of a binding nobody else can have.
-func hostPort(b policy.Binding) plan.Key {
-	return plan.HostPort{Proto: string(b.Protocol), Host: b.Host}.Key()
+// overlap reports whether a port on one address takes the same port on another.
+func overlap(a, b netip.Addr) bool {
+	return a == b || a.Is4() == b.Is4() && (a.IsUnspecified() || b.IsUnspecified())
 }

@@ -64,7 +64,7 @@ func (n *network) parseEndpoint(req EndpointRequest) (mode.Endpoint, error) {
 	case e.MAC == plan.MAC{} && exists:
 		e.MAC = old.MAC
 	case e.MAC == plan.MAC{}:
-		mac, err := n.record.Options.ChooseMAC(e.ID, func(m plan.MAC) bool { return n.station(m) != "" })
+		mac, err := n.record.Options.ChooseMAC(e.ID, func(m plan.MAC) bool { return n.stations[m] != "" })
 		if err != nil {
 			return mode.Endpoint{}, err
 		}
@@ -72,7 +72,7 @@ func (n *network) parseEndpoint(req EndpointRequest) (mode.Endpoint, error) {
 	case e.MAC[0]&1 != 0:
 		return mode.Endpoint{}, fmt.Errorf("MAC address %s is a multicast address: give a unicast one (even first byte)", e.MAC)
 	default:
-		if holder := n.station(e.MAC); holder != "" && holder != e.ID {
+		if holder := n.stations[e.MAC]; holder != "" && holder != e.ID {
 			return mode.Endpoint{}, fmt.Errorf("MAC address %s is taken by endpoint %s: give another with --mac-address", e.MAC, brief(holder))
 		}
 	}
@@ -101,20 +101,8 @@ func (n *network) free(a netip.Addr, id string) error {
 	if !inside {
 		return fmt.Errorf("address %s is in no subnet of the network (%s)", a, pools(n.record))
 	}
-	for _, other := range n.endpoints {
-		if other.ID != id && (other.Address.Addr() == a || other.Address6.Addr() == a) {
-			return fmt.Errorf("address %s is taken by endpoint %s", a, brief(other.ID))
-		}
+	if holder, taken := n.addresses[a]; taken && holder != id {
+		return fmt.Errorf("address %s is taken by endpoint %s", a, brief(holder))
 	}
 	return nil
-}
-
-// station is the endpoint that has the Ethernet address.
-func (n *network) station(m plan.MAC) string {
-	for _, e := range n.endpoints {
-		if e.MAC == m {
-			return e.ID
-		}
-	}
-	return ""
 }

@@ -283,8 +283,8 @@ func TestPortTaken(t *testing.T) {
 			{"8120:80", "host port 0.0.0.0:8120/tcp is published by endpoint"},
 			{"8120:80", "(198.19.27.2) of network taken"},
 			{"8120:80/udp", "host port 0.0.0.0:8120/udp is published by endpoint"},
-			{h.ip + ":8120:80", "in use by dockway's host port 0.0.0.0:8120/tcp, published for 198.19.27.2:80"},
-			{"8121:80", "in use by dockway's host port " + h.ip + ":8121/tcp, published for 198.19.27.2:80"},
+			{h.ip + ":8120:80", "host port 0.0.0.0:8120/tcp is published by endpoint"},
+			{"8121:80", "host port " + h.ip + ":8121/tcp is published by endpoint"},
 			{"8122:80", "8122/tcp is in use by another process of this host (uid 0"}, // Docker's proxy
 			{"8122:80/udp", "8122/udp is in use by another process of this host (uid 0"},
 			{"8123:80", "8123/tcp is in use by another process of this host (uid 0"},
