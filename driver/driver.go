@@ -187,7 +187,9 @@ func (s *Service) DeleteNetwork(ctx context.Context, id string) error {
 	return nil
 }
 
-// CreateEndpoint records an endpoint. The same request again is granted.
+// CreateEndpoint takes note of an endpoint. The same request again is granted. It is recorded when
+// a container joins it: before, it wants nothing of the kernel, and an engine that finds it unknown
+// after a crash makes it anew.
 func (s *Service) CreateEndpoint(ctx context.Context, req EndpointRequest) (EndpointReply, error) {
 	s.all.RLock()
 	defer s.all.RUnlock()
@@ -197,9 +199,7 @@ func (s *Service) CreateEndpoint(ctx context.Context, req EndpointRequest) (Endp
 	}
 	defer n.mu.Unlock()
 
-	if err := s.evict(n, req); err != nil {
-		return EndpointReply{}, fmt.Errorf("create endpoint %s on network %s: %w", brief(req.ID), n.name(), err)
-	}
+	s.evict(n, req)
 	e, err := n.parseEndpoint(req)
 	if err != nil {
 		return EndpointReply{}, fmt.Errorf("create endpoint %s on network %s: %w", brief(req.ID), n.name(), err)
@@ -215,19 +215,13 @@ func (s *Service) CreateEndpoint(ctx context.Context, req EndpointRequest) (Endp
 
 // evict forgets endpoints without a container that stand in a new one's way. The engine has given
 // their address, or MAC address, to somebody else: it does not know them any more.
-func (s *Service) evict(n *network, req EndpointRequest) error {
+func (s *Service) evict(n *network, req EndpointRequest) {
 	for _, id := range []string{n.addresses[req.Address.Addr()], n.addresses[req.Address6.Addr()], n.stations[req.MAC]} {
-		e, ok := n.endpoints[id]
-		if !ok || e.ID == req.ID || e.Joined {
-			continue
+		if e, ok := n.endpoints[id]; ok && e.ID != req.ID && !e.Joined {
+			n.remove(s, e)
+			s.log.WithField("endpoint", brief(e.ID)).Info("endpoint collected: its address was given to another")
 		}
-		if err := s.store.Apply(endpointGone(e)); err != nil {
-			return err
-		}
-		n.remove(s, e)
-		s.log.WithField("endpoint", brief(e.ID)).Info("endpoint collected: its address was given to another")
 	}
-	return nil
 }
 
 // DeleteEndpoint removes an endpoint with its link and ports. An unknown one is gone already.
@@ -296,11 +290,15 @@ func (s *Service) drop(ctx context.Context, what, networkID, id string, less fun
 // replace changes an endpoint's record and converges the kernel to it. On failure both are as
 // they were.
 func (s *Service) replace(ctx context.Context, n *network, e mode.Endpoint) error {
-	before := plan.State{}
-	if old, ok := n.endpoints[e.ID]; ok {
-		before = mode.PlanEndpoint(n.record, old)
+	old := n.endpoints[e.ID]
+	var changes []Change
+	switch {
+	case e.Joined:
+		changes = append(changes, Change{endpointBucket, endpointKey(e), encode(e)})
+	case old.Joined:
+		changes = append(changes, endpointGone(e))
 	}
-	if err := s.change(ctx, n, before, mode.PlanEndpoint(n.record, e), Change{endpointBucket, endpointKey(e), encode(e)}); err != nil {
+	if err := s.change(ctx, n, mode.PlanEndpoint(n.record, old), mode.PlanEndpoint(n.record, e), changes...); err != nil {
 		return err
 	}
 	n.put(s, e)
@@ -311,8 +309,10 @@ func (s *Service) replace(ctx context.Context, n *network, e mode.Endpoint) erro
 // and converge back. The caller holds n.mu and updates the memory of n when change returns nil.
 func (s *Service) change(ctx context.Context, n *network, before, after plan.State, changes ...Change) error {
 	undo := n.before(changes)
-	if err := s.store.Apply(changes...); err != nil {
-		return err
+	if len(changes) > 0 {
+		if err := s.store.Apply(changes...); err != nil {
+			return err
+		}
 	}
 	err := s.converge(ctx, before, after)
 	var inUse *plan.PortInUseError
@@ -478,7 +478,7 @@ func (n *network) before(changes []Change) []Change {
 		}
 		if c.Bucket == endpointBucket {
 			_, id, _ := strings.Cut(c.Key, "/")
-			if e, ok := n.endpoints[id]; ok {
+			if e, ok := n.endpoints[id]; ok && e.Joined {
 				c.Value = encode(e)
 			}
 		}

@@ -195,7 +195,7 @@ func (s *Service) collect(gone []mode.Endpoint) error {
 
 // forgetIdle forgets endpoints that no container has joined for some looks: an engine joins within
 // the second, and one that was killed, or that did not get its answer, never comes back to them.
-// They have nothing in the kernel.
+// They have nothing in the kernel and are not on record.
 func (s *Service) forgetIdle() {
 	s.all.Lock()
 	defer s.all.Unlock()
@@ -206,10 +206,6 @@ func (s *Service) forgetIdle() {
 				continue
 			}
 			if n.idle[e.ID]++; n.idle[e.ID] < idleLooks {
-				continue
-			}
-			if err := s.store.Apply(endpointGone(e)); err != nil {
-				s.log.WithError(err).Warn("an endpoint without a container stays on record")
 				continue
 			}
 			n.remove(s, e)
