@@ -137,6 +137,7 @@ func bare(i int) (time.Duration, error) {
 // controlTimes are medians.
 type controlTimes struct {
 	Start, Stop, Bare, Floor time.Duration
+	Link                     time.Duration // the part of Bare without rules
 	Calls                    [3]time.Duration
 }
 
@@ -152,7 +153,11 @@ const warmUp = 5
 // deletion would be measured as a part of the next start.
 func control(socket string, number, port, rounds int) (controlTimes, error) {
 	p := dial(socket)
-	var start, stop, least, floor []time.Duration
+	rules, err := newBareRules()
+	if err != nil {
+		return controlTimes{}, err
+	}
+	var start, stop, least, floor, link []time.Duration
 	var calls [3][]time.Duration
 	for round := range rounds + warmUp {
 		took, err := p.start(number+round, port+round, 1)
@@ -168,10 +173,14 @@ func control(socket string, number, port, rounds int) (controlTimes, error) {
 		if err != nil {
 			return controlTimes{}, err
 		}
+		r, err := rules.add(round)
+		if err != nil {
+			return controlTimes{}, err
+		}
 		if round < warmUp {
 			continue
 		}
-		start, least = append(start, took[0]+took[1]+took[2]), append(least, b)
+		start, least, link = append(start, took[0]+took[1]+took[2]), append(least, b+r), append(link, b)
 		floor = append(floor, idle)
 		for i := range calls {
 			calls[i] = append(calls[i], took[i])
@@ -184,7 +193,10 @@ func control(socket string, number, port, rounds int) (controlTimes, error) {
 		}
 		stop = append(stop, time.Since(begun))
 	}
-	c := controlTimes{Start: median(start), Stop: median(stop), Bare: median(least), Floor: median(floor)}
+	if err := rules.remove(); err != nil {
+		return controlTimes{}, err
+	}
+	c := controlTimes{Start: median(start), Stop: median(stop), Bare: median(least), Floor: median(floor), Link: median(link)}
 	for i := range calls {
 		c.Calls[i] = median(calls[i])
 	}

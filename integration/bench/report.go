@@ -103,7 +103,8 @@ networks of one simulated host, bridge-nf-call-iptables is 1 as on most hosts wi
 proxy is on. Through a published port the client is another machine of the LAN. Connections are closed by reset, so no
 port of the client is used up. The plugin's share of a start is CreateEndpoint, Join and ProgramExternalConnectivity (one
 TCP port) by HTTP on the managed plugin's socket; the bare netlink calls are a veth pair, one end put on a bridge and set
-up: no rule, no record on disk, no port held. Both drivers' whole commands are run with a pause between them, so that neither
+up, and two nftables transactions that add as many elements to sets of the same shapes: no record on disk, no port held, no
+look at what is there. Both drivers' whole commands are run with a pause between them, so that neither
 pays for what the other left to the background. A goal is met when the ratio, to the hundredth, is not above it.
 
 The current moby's own bridge driver makes a container's link straight in its namespace. Engines do not let plugins do so:

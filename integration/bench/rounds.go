@@ -314,8 +314,9 @@ func (b *bench) control() error {
 	if err != nil {
 		return err
 	}
-	b.report.compare("plugin's calls of a container's start", none.Start, none.Bare, "bare netlink", 3)
-	b.report.compare("the same at 1,000 endpoints", full.Start, full.Bare, "bare netlink", 3)
+	b.report.compare("plugin's calls of a container's start", none.Start, none.Bare, "bare netlink, link and rules", 3)
+	b.report.compare("the same at 1,000 endpoints", full.Start, full.Bare, "bare netlink, link and rules", 3)
+	b.report.plain("bare netlink, the link alone", fmt.Sprintf("%s, at 1,000 endpoints %s", short(none.Link), short(full.Link)), fmt.Sprintf("a start is %.1f and %.1f times as long", float64(none.Start)/float64(none.Link), float64(full.Start)/float64(full.Link)))
 	b.report.compare("the same at 1,000 endpoints", full.Start, none.Start, "at no endpoint", 1.3)
 	b.report.plain("CreateEndpoint, Join, ProgramExternalConnectivity", none.calls(), "at no endpoint")
 	b.report.plain("CreateEndpoint, Join, ProgramExternalConnectivity", full.calls(), "at 1,000 endpoints")
