@@ -334,12 +334,24 @@ func (s *Service) change(ctx context.Context, n *network, before, after plan.Sta
 	return err
 }
 
-// converge makes the kernel hold what is in wanted of the keys in either state.
+// converge makes the kernel hold what is in wanted of the keys in either state. It looks at those
+// that differ; when none does, the call is a repeated one, and it looks at all.
 func (s *Service) converge(ctx context.Context, before, wanted plan.State) error {
-	keys := plan.State{}.Merge(before, wanted).Keys()
-	if len(keys) == 0 {
+	differ := plan.State{}
+	for key, o := range (plan.State{}).Merge(before, wanted) {
+		if before[key] == nil || wanted[key] == nil || !wanted[key].Same(before[key]) {
+			differ[key] = o
+		}
+	}
+	if len(differ) == 0 {
+		differ = wanted
+	}
+	if len(differ) == 0 {
 		return nil
 	}
+	keys := differ.Keys()
+	wanted = maps.Clone(wanted)
+	maps.DeleteFunc(wanted, func(key plan.Key, _ plan.Object) bool { return differ[key] == nil })
 	observed, err := s.kernel.Observe(ctx, keys)
 	if err != nil {
 		return err
