@@ -43,6 +43,10 @@ func TestInstall(t *testing.T) {
 			h.server("web", "nat", "-p", "8080:80")
 			reaches(t, "published port", on(shared.peer), "tcp", h.ip+":8080", peer4)
 			held := holdFromOutside(t, h.ip+":8080")
+			settings := h.docker("plugin", "inspect", "-f", "{{.Settings.Env}}", lab.Plugin)
+			if !strings.Contains(settings, "LOG_LEVEL=debug DEFAULT_POOLS=10.99.0.0/16:24") {
+				t.Errorf("the settings are %s", settings)
+			}
 			networks, plugin := h.must("/usr/local/bin/dockway networks --json"), h.docker("plugin", "inspect", "-f", "{{.Id}}", lab.Plugin)
 
 			h.must(script)
@@ -62,8 +66,8 @@ func TestInstall(t *testing.T) {
 			if now := h.must("/usr/local/bin/dockway networks --json"); now != networks {
 				t.Errorf("the networks before: %s\nafter: %s", networks, now)
 			}
-			if out := h.docker("plugin", "inspect", "-f", "{{.Settings.Env}}", lab.Plugin); out != "[LOG_LEVEL=debug DEFAULT_POOLS=10.99.0.0/16:24]" {
-				t.Errorf("the settings became %s", out)
+			if out := h.docker("plugin", "inspect", "-f", "{{.Settings.Env}}", lab.Plugin); out != settings {
+				t.Errorf("the settings %s became %s", settings, out)
 			}
 			held.flowed()
 
