@@ -454,7 +454,7 @@ func (n *network) put(s *Service, e mode.Endpoint) {
 		n.addresses[a] = e.ID
 	}
 	for _, b := range e.Bindings {
-		s.ports[numberOf(b)] = append(s.ports[numberOf(b)], holder{n, e.ID, b})
+		s.list(holder{n, e.ID, b, false})
 	}
 }
 
@@ -473,10 +473,7 @@ func (n *network) unlist(s *Service, e mode.Endpoint) {
 		delete(n.addresses, a)
 	}
 	for _, b := range e.Bindings {
-		left := slices.DeleteFunc(s.ports[numberOf(b)], func(h holder) bool { return h.endpoint == e.ID && h.binding == b })
-		if s.ports[numberOf(b)] = left; len(left) == 0 {
-			delete(s.ports, numberOf(b))
-		}
+		s.unlist(holder{n, e.ID, b, false})
 	}
 }
 

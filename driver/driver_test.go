@@ -294,6 +294,31 @@ func TestDynamicPortIsKept(t *testing.T) {
 	}
 }
 
+// TestPublishAtOnce: of two containers of different networks that publish one host port at the same
+// time, one gets it.
+func TestPublishAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
+		s := newService(t, slowKernel{k}, st)
+		var failed [2]error
+		for i := range failed {
+			must(t, s.CreateNetwork(ctx, webRequest(1+i)))
+			join(t, s, 1+i, 0)
+		}
+		var wg sync.WaitGroup
+		for i := range failed {
+			wg.Go(func() {
+				failed[i] = s.Publish(ctx, networkID(1+i), endpointID(100*(1+i)), []policy.PortMapping{tcp(8080, 80)})
+			})
+		}
+		wg.Wait()
+		if (failed[0] == nil) == (failed[1] == nil) {
+			t.Errorf("two endpoints publish one port: %v and %v", failed[0], failed[1])
+		}
+		agree(t, "two publish one port", s, k, st)
+	})
+}
+
 func TestCreateNetworkRefuses(t *testing.T) {
 	host := []plan.Route{
 		{Prefix: netip.MustParsePrefix("198.18.50.0/23"), Link: "eth0", OnLink: true},

@@ -59,16 +59,16 @@ func (s *Service) Unpublish(ctx context.Context, networkID, id string) error {
 func (s *Service) publish(ctx context.Context, n *network, e mode.Endpoint, mappings []policy.PortMapping) error {
 	taken := map[plan.Key]error{} // host ports that could not be had
 	for range attempts {
-		bindings, err := s.bind(e, mappings, taken)
+		bindings, err := s.bind(n, e, mappings, taken)
 		if err != nil {
 			return err
 		}
-		if slices.Equal(bindings, e.Bindings) {
-			return nil
-		}
 		after := e
 		after.Bindings = bindings
-		err = s.replace(ctx, n, after)
+		if !slices.Equal(bindings, e.Bindings) {
+			err = s.replace(ctx, n, after)
+		}
+		s.unclaim(n, after)
 		var inUse *plan.PortInUseError
 		if !errors.As(err, &inUse) {
 			return err
@@ -78,8 +78,11 @@ func (s *Service) publish(ctx context.Context, n *network, e mode.Endpoint, mapp
 	return fmt.Errorf("no free host port after %d attempts", attempts)
 }
 
-// bind chooses the host ports of all mappings.
-func (s *Service) bind(e mode.Endpoint, mappings []policy.PortMapping, unavailable map[plan.Key]error) ([]policy.Binding, error) {
+// bind chooses the host ports of all mappings, and claims them: calls on other networks choose at
+// the same time.
+func (s *Service) bind(n *network, e mode.Endpoint, mappings []policy.PortMapping, unavailable map[plan.Key]error) ([]policy.Binding, error) {
+	s.index.Lock()
+	defer s.index.Unlock()
 	var all []policy.Binding
 	mine := map[portNumber][]policy.Binding{}
 	conflict := func(b policy.Binding) error {
@@ -101,7 +104,19 @@ func (s *Service) bind(e mode.Endpoint, mappings []policy.PortMapping, unavailab
 		}
 		all = append(all, bindings...)
 	}
+	for _, b := range all {
+		s.list(holder{n, e.ID, b, true})
+	}
 	return all, nil
+}
+
+// unclaim gives up the claims that bind made: the endpoint publishes the ports now, or does not.
+func (s *Service) unclaim(n *network, e mode.Endpoint) {
+	s.index.Lock()
+	defer s.index.Unlock()
+	for _, b := range e.Bindings {
+		s.unlist(holder{n, e.ID, b, true})
+	}
 }
 
 // choose finds the first host port of the mapping's range that is free in all its bindings.
@@ -194,13 +209,26 @@ type holder struct {
 	network  *network
 	endpoint string
 	binding  policy.Binding
+	claim    bool // it is about to
 }
 
-// published reports that another endpoint publishes the host port, on the same address or on every
-// address of the family.
+// list and unlist keep what published looks up. The caller holds s.index.
+func (s *Service) list(h holder) {
+	number := numberOf(h.binding)
+	s.ports[number] = append(s.ports[number], h)
+}
+
+func (s *Service) unlist(h holder) {
+	number := numberOf(h.binding)
+	left := slices.DeleteFunc(s.ports[number], func(other holder) bool { return other == h })
+	if s.ports[number] = left; len(left) == 0 {
+		delete(s.ports, number)
+	}
+}
+
+// published reports that another endpoint publishes the host port, or is about to, on the same
+// address or on every address of the family. The caller holds s.index.
 func (s *Service) published(b policy.Binding, but string) error {
-	s.index.Lock()
-	defer s.index.Unlock()
 	for _, h := range s.ports[numberOf(b)] {
 		if h.endpoint != but && overlap(h.binding.Host.Addr(), b.Host.Addr()) {
 			return fmt.Errorf("host port %s/%s is published by endpoint %s (%s) of network %s: stop that container or choose another port", h.binding.Host, h.binding.Protocol, brief(h.endpoint), h.binding.Container.Addr(), h.network.name())
