@@ -32,7 +32,7 @@ type Kernel interface {
 	// Watch ticks when something of dockway's, or something that it depends on, has changed.
 	Watch(ctx context.Context) (<-chan struct{}, error)
 	// Routes lists the host's routes but for default routes.
-	Routes(ctx context.Context) ([]plan.Route, error)
+	Routes(ctx context.Context) ([]plan.HostRoute, error)
 	// Uplinks lists the links that carry a default route.
 	Uplinks(ctx context.Context) ([]string, error)
 	// Warnings tells, for people, what on this host can keep networks from working.
@@ -375,7 +375,7 @@ func (s *Service) stand(ctx context.Context, n *network, wanted plan.State) erro
 
 // reserve enters a new network into the index, unless its subnets cannot be had. It reports
 // whether just this network exists already.
-func (s *Service) reserve(n *network, routes []plan.Route) (exists bool, err error) {
+func (s *Service) reserve(n *network, routes []plan.HostRoute) (exists bool, err error) {
 	s.index.Lock()
 	defer s.index.Unlock()
 	if old, ok := s.networks[n.record.ID]; ok {

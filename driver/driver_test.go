@@ -320,7 +320,7 @@ func TestPublishAtOnce(t *testing.T) {
 }
 
 func TestCreateNetworkRefuses(t *testing.T) {
-	host := []plan.Route{
+	host := []plan.HostRoute{
 		{Prefix: netip.MustParsePrefix("198.18.50.0/23"), Link: "eth0", OnLink: true},
 		{Prefix: netip.MustParsePrefix("198.18.60.128/25"), Link: "tun0"},
 		{Prefix: netip.MustParsePrefix("198.18.0.0/15"), Link: "eth0"},

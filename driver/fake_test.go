@@ -25,7 +25,7 @@ type fakeKernel struct {
 	mu     sync.Mutex
 	state  plan.State
 	taken  map[plan.Key]bool // host ports of somebody else
-	routes []plan.Route
+	routes []plan.HostRoute
 	failIn int // the operation, counted from 1, that fails; 0: none
 	done   []plan.Op
 	tick   chan struct{}
@@ -113,7 +113,7 @@ func (k *fakeKernel) fail() error {
 }
 
 func (k *fakeKernel) Watch(context.Context) (<-chan struct{}, error) { return k.tick, nil }
-func (k *fakeKernel) Routes(context.Context) ([]plan.Route, error)   { return k.routes, nil }
+func (k *fakeKernel) Routes(context.Context) ([]plan.HostRoute, error)   { return k.routes, nil }
 func (k *fakeKernel) Uplinks(context.Context) ([]string, error)      { return []string{"eth0"}, nil }
 func (k *fakeKernel) Warnings() []string                             { return nil }
 func (k *fakeKernel) holds(t *testing.T, s *Service, want bool, o plan.Object) {

@@ -15,9 +15,9 @@ import (
 
 // Routes lists the routes of the main table, IPv4 and IPv6, default routes left out. A route of no
 // link, such as a blackhole, has an empty link.
-func (k *Kernel) Routes(ctx context.Context) ([]plan.Route, error) {
+func (k *Kernel) Routes(ctx context.Context) ([]plan.HostRoute, error) {
 	all, err := k.routes(ctx)
-	return slices.DeleteFunc(all, func(r plan.Route) bool { return r.Prefix.Bits() == 0 }), err
+	return slices.DeleteFunc(all, func(r plan.HostRoute) bool { return r.Prefix.Bits() == 0 }), err
 }
 
 // Uplinks names the links that carry a default route, sorted.
@@ -34,12 +34,12 @@ func (k *Kernel) Uplinks(ctx context.Context) ([]string, error) {
 }
 
 // routes lists the main table, a route of several hops once for each.
-func (k *Kernel) routes(ctx context.Context) ([]plan.Route, error) {
+func (k *Kernel) routes(ctx context.Context) ([]plan.HostRoute, error) {
 	all, err := k.mainTable(ctx)
 	if err != nil {
 		return nil, err
 	}
-	var out []plan.Route
+	var out []plan.HostRoute
 	var indices []int32 // of out
 	for _, r := range all {
 		prefix, ok := prefixOf(r.Dst)
@@ -51,7 +51,7 @@ func (k *Kernel) routes(ctx context.Context) ([]plan.Route, error) {
 			hops = []*netlink.NexthopInfo{{LinkIndex: r.LinkIndex, Gw: r.Gw, Via: r.Via}}
 		}
 		for _, hop := range hops {
-			out = append(out, plan.Route{Prefix: prefix, OnLink: hop.LinkIndex != 0 && hop.Gw == nil && hop.Via == nil})
+			out = append(out, plan.HostRoute{Prefix: prefix, OnLink: hop.LinkIndex != 0 && hop.Gw == nil && hop.Via == nil})
 			indices = append(indices, int32(hop.LinkIndex))
 		}
 	}
@@ -65,7 +65,7 @@ func (k *Kernel) routes(ctx context.Context) ([]plan.Route, error) {
 			names[l.index], doomed[l.index] = l.name, l.doomed()
 		}
 	}
-	var kept []plan.Route
+	var kept []plan.HostRoute
 	for i, r := range out {
 		if !doomed[indices[i]] {
 			r.Link = names[indices[i]]

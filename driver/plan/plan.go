@@ -42,10 +42,14 @@ type Kind string
 const (
 	KindTable    Kind = "table"
 	KindAdmit    Kind = "admit"
+	KindVLAN     Kind = "vlan"
+	KindSwitch   Kind = "switch"
 	KindBridge   Kind = "bridge"
 	KindVeth     Kind = "veth"
+	KindMacvlan  Kind = "macvlan"
 	KindSysctl   Kind = "sysctl"
 	KindAddress  Kind = "address"
+	KindRoute    Kind = "route"
 	KindElement  Kind = "element"
 	KindHostPort Kind = "hostport"
 )
@@ -57,9 +61,12 @@ type Rank int
 // The ranks, in order (design, invariant 4).
 const (
 	RankGuard Rank = iota
+	RankVLAN
+	RankSwitch
 	RankLink
 	RankSysctl
 	RankAddress
+	RankRoute
 	RankReserve
 	RankOpen
 )
@@ -197,6 +204,46 @@ type Bridge struct {
 	Up    bool
 }
 
+// VLAN is a link that carries one VLAN of an uplink: what is sent on it leaves the uplink with the
+// tag (IEEE 802.1Q), and what the uplink gets with the tag arrives on it, untagged.
+type VLAN struct {
+	Name   string
+	Alias  string // the mark of ownership
+	Uplink string
+	ID     int // 1 to 4094
+	Up     bool
+}
+
+// Switch is an external switch: a bridge that holds an uplink, and in its place has the uplink's
+// MAC and MTU and the host's addresses and routes. They go back to the uplink with its deletion.
+type Switch struct {
+	Name   string
+	Alias  string // the mark of ownership
+	Uplink string // a link of the host, or a VLAN
+	Up     bool
+	Moved  bool // the MAC, every address and every route of the uplink are the bridge's; always wanted
+}
+
+// Macvlan is a link that shares Lower with the host and with other such links, which it reaches
+// (mode bridge of macvlan): a container's, before the engine moves it into the container, or the
+// host's own.
+type Macvlan struct {
+	Name  string
+	Alias string // the mark of ownership
+	Lower string // an uplink or a VLAN
+	MAC   MAC
+	MTU   int
+	Up    bool
+}
+
+// Route is a route of ours in the main table, with our protocol number.
+type Route struct {
+	Prefix netip.Prefix
+	Link   string
+	Via    netip.Addr // the router; invalid: on the link itself
+	Source netip.Addr // the address that the host prefers as its own; invalid: the kernel's choice
+}
+
 // Veth is an endpoint's port: the host's end, a port of Bridge. Peer and PeerMAC are used only
 // when the pair is made: after Join the container's end has left and is not ours.
 type Veth struct {
@@ -241,7 +288,11 @@ type HostPort struct {
 
 func (t Table) Key() Key   { return Key{KindTable, string(t.Family) + " " + t.Name} }
 func (a Admit) Key() Key   { return Key{KindAdmit, a.Family} }
+func (v VLAN) Key() Key    { return Key{KindVLAN, v.Name} }
+func (s Switch) Key() Key  { return Key{KindSwitch, s.Name} }
 func (b Bridge) Key() Key  { return Key{KindBridge, b.Name} }
+func (m Macvlan) Key() Key { return Key{KindMacvlan, m.Name} }
+func (r Route) Key() Key   { return Key{KindRoute, r.Link + " " + r.Prefix.String()} }
 func (v Veth) Key() Key    { return Key{KindVeth, v.Name} }
 func (a Address) Key() Key { return Key{KindAddress, a.Link + " " + a.Prefix.String()} }
 func (s Sysctl) Key() Key  { return Key{KindSysctl, s.Name} }
@@ -252,7 +303,11 @@ func (p HostPort) Key() Key { return Key{KindHostPort, p.Proto + " " + p.Host.St
 
 func (Table) Rank() Rank    { return RankGuard }
 func (Admit) Rank() Rank    { return RankOpen }
+func (VLAN) Rank() Rank     { return RankVLAN }
+func (Switch) Rank() Rank   { return RankSwitch }
 func (Bridge) Rank() Rank   { return RankLink }
+func (Macvlan) Rank() Rank  { return RankLink }
+func (Route) Rank() Rank    { return RankRoute }
 func (Veth) Rank() Rank     { return RankLink } // after Bridge: kinds of a rank are in alphabetical order
 func (Address) Rank() Rank  { return RankAddress }
 func (Sysctl) Rank() Rank   { return RankSysctl }
@@ -271,7 +326,11 @@ func (t Table) Same(o Object) bool {
 	return ok && t.Table.String() == other.Table.String()
 }
 func (a Admit) Same(o Object) bool    { return a == o }
+func (v VLAN) Same(o Object) bool     { return v == o }
+func (s Switch) Same(o Object) bool   { return s == o }
 func (b Bridge) Same(o Object) bool   { return b == o }
+func (m Macvlan) Same(o Object) bool  { return m == o }
+func (r Route) Same(o Object) bool    { return r == o }
 func (a Address) Same(o Object) bool  { return a == o }
 func (e Element) Same(o Object) bool  { return e == o }
 func (p HostPort) Same(o Object) bool { return p == o }
@@ -292,6 +351,26 @@ func (v Veth) Same(o Object) bool {
 func (t Table) String() string { return "nft table " + t.Key().Name }
 func (a Admit) String() string {
 	return fmt.Sprintf("nft rule %s filter DOCKER-USER mark 0x%x accept", a.Family, a.Mark)
+}
+func (v VLAN) String() string {
+	return fmt.Sprintf("link %s vlan %d of %s%s alias %q", v.Name, v.ID, v.Uplink, flag(v.Up, "up"), v.Alias)
+}
+func (s Switch) String() string {
+	return fmt.Sprintf("link %s type bridge in place of %s%s%s alias %q", s.Name, s.Uplink, flag(s.Up, "up"), flag(s.Moved, "moved"), s.Alias)
+}
+func (m Macvlan) String() string {
+	return fmt.Sprintf("link %s link %s type macvlan mode bridge address %s mtu %d%s alias %q", m.Name, m.Lower, m.MAC, m.MTU, flag(m.Up, "up"), m.Alias)
+}
+func (r Route) String() string {
+	text := "route " + r.Prefix.String()
+	if r.Via.IsValid() {
+		text += " via " + r.Via.String()
+	}
+	text += " dev " + r.Link
+	if r.Source.IsValid() {
+		text += " src " + r.Source.String()
+	}
+	return text
 }
 func (b Bridge) String() string {
 	return fmt.Sprintf("link %s type bridge address %s mtu %d%s alias %q", b.Name, b.MAC, b.MTU, flag(b.Up, "up"), b.Alias)
@@ -329,8 +408,8 @@ func (e *PortInUseError) Error() string {
 	return fmt.Sprintf("host port %s/%s is in use by %s", e.Port.Host, e.Port.Proto, e.Holder)
 }
 
-// Route is a route of the host, as observed.
-type Route struct {
+// HostRoute is a route of the host, as observed.
+type HostRoute struct {
 	Prefix netip.Prefix
 	Link   string
 	OnLink bool // the prefix is on the link itself, not behind a router
