@@ -112,10 +112,10 @@ func (k *fakeKernel) fail() error {
 	return nil
 }
 
-func (k *fakeKernel) Watch(context.Context) (<-chan struct{}, error) { return k.tick, nil }
-func (k *fakeKernel) Routes(context.Context) ([]plan.HostRoute, error)   { return k.routes, nil }
-func (k *fakeKernel) Uplinks(context.Context) ([]string, error)      { return []string{"eth0"}, nil }
-func (k *fakeKernel) Warnings() []string                             { return nil }
+func (k *fakeKernel) Watch(context.Context) (<-chan struct{}, error)   { return k.tick, nil }
+func (k *fakeKernel) Routes(context.Context) ([]plan.HostRoute, error) { return k.routes, nil }
+func (k *fakeKernel) Uplinks(context.Context) ([]string, error)        { return []string{"eth0"}, nil }
+func (k *fakeKernel) Warnings() []string                               { return nil }
 func (k *fakeKernel) holds(t *testing.T, s *Service, want bool, o plan.Object) {
 	t.Helper()
 	k.mu.Lock()
