@@ -129,7 +129,7 @@ func (k *fakeKernel) holds(t *testing.T, s *Service, want bool, o plan.Object) {
 type slowKernel struct{ *fakeKernel }
 
 func (k slowKernel) Observe(ctx context.Context, keys []plan.Key) (plan.State, error) {
-	time.Sleep(time.Millisecond) // virtual
+	<-time.After(time.Millisecond) // virtual
 	return k.fakeKernel.Observe(ctx, keys)
 }
 
