@@ -15,8 +15,9 @@ import (
 // packet before: the facts that nft(8) adds to a rule by itself.
 type field struct {
 	datatype
-	load  func(register uint32) expr.Any
-	facts []fact
+	load     func(register uint32) expr.Any
+	facts    []fact
+	checksum bool // of ICMPv6, covers it
 }
 
 var fields = map[nft.Field]field{
@@ -27,6 +28,7 @@ var fields = map[nft.Field]field{
 	nft.EtherType:    meta(etherType, expr.MetaKeyPROTOCOL),
 	nft.FrameType:    payload(etherType, expr.PayloadBaseLLHeader, 12, isEthernet),
 	nft.PktType:      meta(pktType, expr.MetaKeyPKTTYPE),
+	nft.EtherDAddr:   payload(datatypes[nft.MAC], expr.PayloadBaseLLHeader, 0, isEthernet),
 	nft.EtherSAddr:   payload(datatypes[nft.MAC], expr.PayloadBaseLLHeader, 6, isEthernet),
 	nft.IPSAddr:      payload(datatypes[nft.IPv4], expr.PayloadBaseNetworkHeader, 12, isIPv4),
 	nft.IPDAddr:      payload(datatypes[nft.IPv4], expr.PayloadBaseNetworkHeader, 16, isIPv4),
@@ -36,8 +38,15 @@ var fields = map[nft.Field]field{
 	nft.DPort:        payload(datatypes[nft.Service], expr.PayloadBaseTransportHeader, 2),
 	nft.ICMPv6Type:   payload(icmpv6Type, expr.PayloadBaseTransportHeader, 0, isIPv6, isICMPv6),
 	nft.NDTarget:     payload(datatypes[nft.IPv6], expr.PayloadBaseTransportHeader, 8, isIPv6, isICMPv6),
+	nft.NDOption:     payload(raw(2), expr.PayloadBaseTransportHeader, 24, isIPv6, isICMPv6),
+	nft.NDOptionMAC:  covered(payload(datatypes[nft.MAC], expr.PayloadBaseTransportHeader, 26, isIPv6, isICMPv6)),
+	nft.RSOption:     payload(raw(2), expr.PayloadBaseTransportHeader, 8, isIPv6, isICMPv6),
+	nft.RSOptionMAC:  covered(payload(datatypes[nft.MAC], expr.PayloadBaseTransportHeader, 10, isIPv6, isICMPv6)),
+	nft.ARPOperation: payload(arpOperation, expr.PayloadBaseNetworkHeader, 6, isARP),
 	nft.ARPSenderMAC: payload(datatypes[nft.MAC], expr.PayloadBaseNetworkHeader, 8, isARP),
 	nft.ARPSenderIP:  payload(datatypes[nft.IPv4], expr.PayloadBaseNetworkHeader, 14, isARP),
+	nft.ARPTargetMAC: payload(datatypes[nft.MAC], expr.PayloadBaseNetworkHeader, 18, isARP),
+	nft.ARPTargetIP:  payload(datatypes[nft.IPv4], expr.PayloadBaseNetworkHeader, 24, isARP),
 	nft.CtState:      ct(ctState, expr.CtKeySTATE),
 	nft.CtStatus:     ct(ctStatus, expr.CtKeySTATUS),
 	nft.FibDaddrType: {datatype: fibType, load: func(r uint32) expr.Any {
@@ -59,6 +68,11 @@ func payload(d datatype, base expr.PayloadBase, offset uint32, facts ...fact) fi
 	return field{datatype: d, facts: facts, load: func(r uint32) expr.Any {
 		return &expr.Payload{DestRegister: r, Base: base, Offset: offset, Len: uint32(d.size())}
 	}}
+}
+
+func covered(f field) field {
+	f.checksum = true
+	return f
 }
 
 // A fact is something about a packet that has to be checked before its headers are read.
@@ -135,6 +149,8 @@ func (c *compiler) statement(s nft.Stmt) error {
 		return c.vmap(s)
 	case nft.DNAT:
 		return c.dnat(s)
+	case nft.Write:
+		return c.write(s)
 	case nft.Update:
 		if err := c.load(s.Fields, s.Set.Key); err != nil {
 			return err
@@ -395,8 +411,56 @@ func (c *compiler) dnat(d nft.DNAT) error {
 	return nil
 }
 
+// offset of the checksum in an ICMPv6 header (RFC 4443)
+const icmpv6Checksum = 2
+
+func (c *compiler) write(w nft.Write) error {
+	to, err := c.field(w.Field)
+	if err != nil {
+		return err
+	}
+	switch {
+	case w.Map != nil:
+		if err := c.load(w.From, w.Map.Key); err != nil {
+			return err
+		}
+		if len(w.Map.Data) != 1 || datatypes[w.Map.Data[0]].size() != to.size() {
+			return fmt.Errorf("%s set to what map %s holds, which does not fit", w.Field, w.Map.Name)
+		}
+		c.emit(&expr.Lookup{SourceRegister: unix.NFT_REG_1, DestRegister: unix.NFT_REG_1, IsDestRegSet: true, SetName: w.Map.Name})
+	case len(w.From) == 1:
+		from, err := c.field(w.From[0])
+		if err != nil {
+			return err
+		}
+		if from.size() != to.size() {
+			return fmt.Errorf("%s set to %s, which does not fit", w.Field, w.From[0])
+		}
+		c.emit(from.load(unix.NFT_REG_1))
+	default:
+		value, err := to.parse(w.Value)
+		if err != nil {
+			return fmt.Errorf("%s: %w", w.Field, err)
+		}
+		c.emit(&expr.Immediate{Register: unix.NFT_REG_1, Data: value})
+	}
+	switch header := to.load(unix.NFT_REG_1).(type) {
+	case *expr.Meta:
+		c.emit(&expr.Meta{Key: header.Key, Register: unix.NFT_REG_1, SourceRegister: true})
+	case *expr.Payload:
+		store := &expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: unix.NFT_REG_1, Base: header.Base, Offset: header.Offset, Len: header.Len}
+		if to.checksum {
+			store.CsumType, store.CsumOffset = expr.CsumTypeInet, icmpv6Checksum
+		}
+		c.emit(store)
+	default:
+		return fmt.Errorf("%s cannot be written", w.Field)
+	}
+	return nil
+}
+
 var verdicts = map[string]expr.VerdictKind{
-	"accept": expr.VerdictAccept, "drop": expr.VerdictDrop, "jump": expr.VerdictJump, "goto": expr.VerdictGoto,
+	"accept": expr.VerdictAccept, "drop": expr.VerdictDrop, "return": expr.VerdictReturn, "jump": expr.VerdictJump, "goto": expr.VerdictGoto,
 }
 
 func verdict(v nft.Verdict) (*expr.Verdict, error) {

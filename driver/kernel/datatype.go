@@ -39,7 +39,7 @@ var datatypes = map[nft.Type]datatype{
 
 // Datatypes of fields that no set of ours holds.
 var (
-	etherType  = named(nftables.TypeEtherType, false, names{"ip": 0x0800, "arp": 0x0806, "ip6": 0x86dd, "8021q": 0x8100})
+	etherType  = named(nftables.TypeEtherType, false, names{"ip": 0x0800, "arp": 0x0806, "ip6": 0x86dd, "8021q": 0x8100, "8021ad": 0x88a8})
 	pktType    = named(nftables.TypePktType, true, names{"host": 0, "broadcast": 1, "multicast": 2, "other": 3})
 	icmpv6Type = named(nftables.TypeICMP6Type, false, names{
 		"destination-unreachable": 1, "packet-too-big": 2, "time-exceeded": 3, "parameter-problem": 4,
@@ -47,7 +47,8 @@ var (
 		"mld-listener-done": 132, "nd-router-solicit": 133, "nd-router-advert": 134, "nd-neighbor-solicit": 135,
 		"nd-neighbor-advert": 136, "nd-redirect": 137, "router-renumbering": 138, "mld2-listener-report": 143,
 	})
-	fibType = named(nftables.TypeFIBAddr, true, names{
+	arpOperation = named(nftables.TypeARPOp, false, names{"request": 1, "reply": 2})
+	fibType      = named(nftables.TypeFIBAddr, true, names{
 		"unspec": 0, "unicast": 1, "local": 2, "broadcast": 3, "anycast": 4, "multicast": 5, "blackhole": 6, "unreachable": 7, "prohibit": 8,
 	})
 	ctState  = named(nftables.TypeCTState, true, names{"invalid": 1, "established": 2, "related": 4, "new": 8, "untracked": 64})
@@ -86,6 +87,22 @@ func named(t nftables.SetDatatype, host bool, known names) datatype {
 			}
 			return strconv.FormatUint(uint64(v), 10)
 		},
+	}
+}
+
+// raw is a number that nft(8) knows no type of; it lists such in hexadecimal.
+func raw(size int) datatype {
+	t := nftables.TypeInteger
+	t.Bytes = uint32(size)
+	return datatype{nft: t,
+		parse: func(s string) ([]byte, error) {
+			n, err := strconv.ParseUint(s, 0, 8*size)
+			if err != nil {
+				return nil, fmt.Errorf("%q is no number of %d bytes", s, size)
+			}
+			return number(uint32(n), size, false), nil
+		},
+		format: func(b []byte) string { return fmt.Sprintf("%#x", value(b, false)) },
 	}
 }
 

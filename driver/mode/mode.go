@@ -1,6 +1,7 @@
 package mode
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -16,7 +17,12 @@ func Validate(n Network) error {
 	if len(n.Subnets()) == 0 {
 		return fmt.Errorf("network %s has neither an IPv4 nor an IPv6 subnet", n.ID)
 	}
-	if len(n.IPv6) > 0 && n.Options.MTU < minMTU6 {
+	if n.External() {
+		if err := validateExternal(n); err != nil {
+			return err
+		}
+	}
+	if len(n.IPv6) > 0 && n.Options.MTU != 0 && n.Options.MTU < minMTU6 {
 		return fmt.Errorf("option mtu=%d: IPv6 needs at least %d (RFC 8200)", n.Options.MTU, minMTU6)
 	}
 	return nil
@@ -27,15 +33,38 @@ func Full(endpoints int) bool { return endpoints >= maxEndpoints }
 
 // Plan is the whole wanted state of one network: of the network itself and of each endpoint.
 func Plan(n Network, endpoints []Endpoint) plan.State {
-	s := natNetwork(n)
+	s := PlanNetwork(n)
 	for _, e := range endpoints {
-		s.Merge(natEndpoint(n, e))
+		s.Merge(PlanEndpoint(n, e))
 	}
 	return s
 }
 
+// PlanNetwork is the part of Plan that does not depend on endpoints. Networks on the same external
+// switch share it: what one wants of it can be wanted by another too.
+func PlanNetwork(n Network) plan.State {
+	if n.External() {
+		return externalNetwork(n)
+	}
+	return natNetwork(n)
+}
+
 // PlanEndpoint is an endpoint's part of Plan.
-func PlanEndpoint(n Network, e Endpoint) plan.State { return natEndpoint(n, e) }
+func PlanEndpoint(n Network, e Endpoint) plan.State {
+	if n.External() {
+		return externalEndpoint(n, e)
+	}
+	return natEndpoint(n, e)
+}
+
+// Publishes reports whether containers of the network can publish ports, and if not, says why in
+// HNS's words (HCN_E_MAPPING_NOT_SUPPORTED).
+func Publishes(n Network) error {
+	if n.Options.Mode == Transparent {
+		return errors.New("port mapping is not supported on the given network: its containers are reached at their own addresses")
+	}
+	return nil
+}
 
 // Host is what the networks need of the host, given the links that carry its default routes.
 func Host(uplinks []string, networks ...Network) plan.State {
@@ -57,4 +86,6 @@ func Host(uplinks []string, networks ...Network) plan.State {
 	return s
 }
 
-func routesIPv6(n Network) bool { return len(n.IPv6) > 0 && !n.Internal }
+func routesIPv6(n Network) bool {
+	return len(n.IPv6) > 0 && !n.Internal && n.Options.Mode != Transparent
+}

@@ -12,10 +12,16 @@ import (
 	"github.com/dockway/dockway/driver/policy"
 )
 
-// admitted is the bit of the packet mark that says "dockway has accepted this packet". It is set
-// in our forward chain, or in raw for packets that stay in their network, and taken off in the
-// chain right behind the host's own forward chains.
-const admitted = 0x1000
+// Bits of the packet mark.
+const (
+	// admitted says "dockway has accepted this packet". It is set in our forward chain, or before for
+	// packets that stay on their switch, and taken off in the chain right behind the host's own
+	// forward chains.
+	admitted = 0x1000
+	// bridged says "this frame is between a container and the wire, or between two containers", so
+	// that where bridge-nf-call-iptables is on, it is not tracked as if the host routed it.
+	bridged = 0x2000
+)
 
 // What an endpoint's facts are kept in. Everything about endpoints and ports is an element of
 // these; the rules never change.
@@ -74,9 +80,10 @@ const (
 func InetTable() *nft.Table {
 	return &nft.Table{
 		Family: nft.Inet, Name: "dockway",
-		Sets: []*nft.Set{endpoint4, endpoint6, loopback, internal, member4, member6, uplinkSet, port4, port6, anyPort4, anyPort6},
+		Sets: []*nft.Set{endpoint4, endpoint6, loopback, internal, member4, member6, uplinkSet, port4, port6, anyPort4, anyPort6, external, open4, open6, behindIP4, behindIP6, tunnelled4},
 		Chains: []*nft.Chain{
 			{Name: "raw", Type: "filter", Hook: "prerouting", Priority: prioRaw, Rules: []nft.Rule{
+				nft.R("on an external switch: bridged, needs no tracking", nft.MarkIs{Bit: bridged}, nft.MarkClear{Bit: bridged}, nft.Notrack{}, nft.Goto("admit")),
 				nft.R("same network: bridged, needs no tracking", nft.Is(nft.IIfName, bridges), nft.In(member4, nft.IIfName, nft.IPDAddr), nft.Notrack{}, nft.Goto("admit")),
 				nft.R("same network: bridged, needs no tracking (6)", nft.Is(nft.IIfName, bridges), nft.In(member6, nft.IIfName, nft.IP6DAddr), nft.Notrack{}, nft.Goto("admit")),
 				nft.R("a container's own address is for its network and the host", nft.In(endpoint4, nft.IPDAddr), nft.IsNot(nft.IIfName, "lo"), nft.Drop),
@@ -98,7 +105,8 @@ func InetTable() *nft.Table {
 				nft.R("published on every address (6)", nft.DNAT{Fields: []nft.Field{nft.L4Proto, nft.DPort}, Map: anyPort6}),
 			}},
 			{Name: "forward", Type: "filter", Hook: "forward", Priority: prioFilter + justBefore, Rules: []nft.Rule{
-				nft.R("same network", nft.MarkIs{Bit: admitted}, nft.Accept),
+				nft.R("same switch", nft.MarkIs{Bit: admitted}, nft.Accept),
+				nft.R("in and out of an external switch", nft.In(external, nft.IIfName), nft.In(external, nft.OIfName), nft.Goto("onearm")),
 				nft.R("not ours", nft.IsNot(nft.IIfName, bridges), nft.IsNot(nft.OIfName, bridges), nft.Accept),
 				nft.R("known flows", nft.AnyOf(nft.CtState, "established", "related"), nft.Goto("admit")),
 				nft.R("same network: flooded, never routed", nft.Is(nft.IIfName, bridges), nft.Is(nft.OIfName, bridges), nft.AnyOf(nft.PktType, "broadcast", "multicast"), nft.Goto("admit")),
@@ -109,6 +117,7 @@ func InetTable() *nft.Table {
 				nft.R("another switch of this host: its owner's rules decide", nft.Is(nft.OIfKind, "bridge"), nft.NotIn(uplinkSet, nft.OIfName), nft.Accept),
 				nft.R("the outside", nft.Goto("admit")),
 			}},
+			oneArm,
 			{Name: "admit", Rules: []nft.Rule{
 				nft.R("for DOCKER-USER, where the policy of FORWARD may be drop", nft.MarkSet{Bit: admitted}, nft.Accept),
 			}},
@@ -118,6 +127,9 @@ func InetTable() *nft.Table {
 			{Name: "postrouting", Type: "nat", Hook: "postrouting", Priority: prioSrcNAT, Rules: []nft.Rule{
 				nft.R("container to a published port: replies must come back here", nft.Is(nft.OIfName, bridges), nft.Is(nft.CtStatus, "dnat"), nft.In(endpoint4, nft.IPSAddr), nft.Masquerade{}),
 				nft.R("container to a published port: replies must come back here (6)", nft.Is(nft.OIfName, bridges), nft.Is(nft.CtStatus, "dnat"), nft.In(endpoint6, nft.IP6SAddr), nft.Masquerade{}),
+				nft.R("container of an external switch to a published port: replies must come back here", nft.In(external, nft.OIfName), nft.Is(nft.CtStatus, "dnat"), nft.In(behindIP4, nft.IPSAddr), nft.Masquerade{}),
+				nft.R("container of an external switch to a published port: replies must come back here (6)", nft.In(external, nft.OIfName), nft.Is(nft.CtStatus, "dnat"), nft.In(behindIP6, nft.IP6SAddr), nft.Masquerade{}),
+				nft.R("through the gateway and back to this host", nft.Is(nft.CtStatus, "dnat"), nft.In(tunnelled4, nft.IPDAddr), nft.Masquerade{}),
 				nft.R("the outside sees the host", nft.IsNot(nft.OIfName, bridges), nft.In(endpoint4, nft.IPSAddr), nft.Masquerade{}),
 				nft.R("the outside sees the host (6)", nft.IsNot(nft.OIfName, bridges), nft.In(endpoint6, nft.IP6SAddr), nft.Masquerade{}),
 			}},
@@ -130,8 +142,8 @@ func InetTable() *nft.Table {
 func BridgeTable() *nft.Table {
 	return &nft.Table{
 		Family: nft.Bridge, Name: "dockway",
-		Sets: []*nft.Set{source4, source6, station, dualStack, published4, published6, flow4, flow6},
-		Chains: []*nft.Chain{
+		Sets: append([]*nft.Set{source4, source6, station, dualStack, published4, published6, flow4, flow6}, externalSets...),
+		Chains: append([]*nft.Chain{
 			{Name: "prerouting", Type: "filter", Hook: "prerouting", Priority: prioBrDstNAT, Rules: []nft.Rule{
 				nft.R("not ours", nft.IsNot(nft.IIfName, ports), nft.Accept),
 				nft.R("port security", nft.VMap{Field: nft.FrameType, Cases: []nft.Case{{Value: "ip", Verdict: nft.Goto("from4")}, {Value: "arp", Verdict: nft.Goto("fromarp")}, {Value: "ip6", Verdict: nft.Goto("from6")}}}),
@@ -161,6 +173,7 @@ func BridgeTable() *nft.Table {
 				nft.R("foreign sender", nft.NotIn(source4, nft.IIfName, nft.ARPSenderMAC, nft.ARPSenderIP), nft.Drop),
 			}},
 			{Name: "postrouting", Type: "filter", Hook: "postrouting", Priority: prioBrFilter, Rules: []nft.Rule{
+				nft.R("the mark has served", nft.MarkClear{Bit: admitted | bridged}),
 				nft.R("not ours", nft.IsNot(nft.OIfName, ports), nft.Accept),
 				nft.R("most of it", nft.Is(nft.EtherType, "ip"), nft.Is(nft.L4Proto, "tcp"), nft.Accept),
 				nft.R("no IPv6 for endpoints without it", nft.Is(nft.EtherType, "ip6"), nft.NotIn(dualStack, nft.OIfName), nft.Drop),
@@ -174,7 +187,7 @@ func BridgeTable() *nft.Table {
 				nft.R("replies (6)", nft.In(flow6, nft.IP6DAddr, nft.IP6SAddr, nft.L4Proto), nft.Accept),
 				nft.R("every other protocol", nft.Drop),
 			}},
-		},
+		}, externalChains...),
 	}
 }
 
@@ -212,38 +225,52 @@ func natEndpoint(n Network, e Endpoint) plan.State {
 	if !e.Joined {
 		return s
 	}
-	s.Add(
-		plan.Veth{Name: e.Port(), Alias: e.Alias(), Bridge: n.Bridge(), MTU: n.Options.MTU, Isolated: n.Options.DisableICC, Up: true, Peer: e.Peer(), PeerMAC: e.MAC},
-		element(station, e.Port(), e.MAC.String()),
-	)
+	s.Merge(port(n, e))
 	if e.Address.IsValid() {
 		addr := e.Address.Addr().String()
-		s.Add(
-			element(endpoint4, addr),
-			element(member4, n.Bridge(), addr),
-			element(source4, e.Port(), e.MAC.String(), addr),
-			element(source4, e.Port(), e.MAC.String(), "0.0.0.0"), // ARP probes (RFC 5227)
-		)
+		s.Add(element(endpoint4, addr), element(member4, n.Bridge(), addr))
 		if !n.Internal {
-			s.Add(plan.Sysctl{Name: "net/ipv4/ip_forward", Value: "1"})
+			s.Add(routing4)
 		}
 	}
 	if e.Address6.IsValid() {
 		addr := e.Address6.Addr().String()
-		s.Add(
-			element(endpoint6, addr),
-			element(member6, n.Bridge(), addr),
-			element(source6, e.Port(), e.MAC.String(), addr),
-			element(source6, e.Port(), e.MAC.String(), linkLocal(e.MAC).String()),
-			element(source6, e.Port(), e.MAC.String(), "::"), // duplicate address detection (RFC 4862)
-			element(dualStack, e.Port()),
-		)
+		s.Add(element(endpoint6, addr), element(member6, n.Bridge(), addr))
 		if !n.Internal {
-			s.Add(plan.Sysctl{Name: "net/ipv6/conf/all/forwarding", Value: "1"})
+			s.Add(routing6)
 		}
 	}
 	for _, b := range e.Bindings {
 		s.Merge(publish(b))
+	}
+	return s
+}
+
+// The host routes between networks.
+var (
+	routing4 = plan.Sysctl{Name: "net/ipv4/ip_forward", Value: "1"}
+	routing6 = plan.Sysctl{Name: "net/ipv6/conf/all/forwarding", Value: "1"}
+)
+
+// port is an endpoint's link, and what may be sent on it.
+func port(n Network, e Endpoint) plan.State {
+	s := plan.Of(
+		plan.Veth{Name: e.Port(), Alias: e.Alias(), Bridge: n.Bridge(), MTU: n.Options.MTU, Isolated: n.Options.DisableICC, Up: true, Peer: e.Peer(), PeerMAC: e.MAC},
+		element(station, e.Port(), e.MAC.String()),
+	)
+	if e.Address.IsValid() {
+		s.Add(
+			element(source4, e.Port(), e.MAC.String(), e.Address.Addr().String()),
+			element(source4, e.Port(), e.MAC.String(), "0.0.0.0"), // ARP probes (RFC 5227)
+		)
+	}
+	if e.Address6.IsValid() {
+		s.Add(
+			element(source6, e.Port(), e.MAC.String(), e.Address6.Addr().String()),
+			element(source6, e.Port(), e.MAC.String(), linkLocal(e.MAC).String()),
+			element(source6, e.Port(), e.MAC.String(), "::"), // duplicate address detection (RFC 4862)
+			element(dualStack, e.Port()),
+		)
 	}
 	return s
 }

@@ -3,8 +3,11 @@
 package mode
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"strconv"
 
 	"github.com/dockway/dockway/driver/plan"
 	"github.com/dockway/dockway/driver/policy"
@@ -18,10 +21,20 @@ type Subnet struct {
 	Auxiliary map[string]netip.Addr `json:"auxiliary,omitempty"`
 }
 
+// Wire is where a network of an external mode is connected.
+type Wire struct {
+	Foreign bool     `json:"foreign,omitempty"` // the link that was named is a bridge of the host's: it is used as it is
+	MAC     plan.MAC `json:"mac"`               // of the host on the wire
+	// Gateway is the MAC of the network's gateway, zero when it does not answer. It is not recorded: who
+	// starts asks again.
+	Gateway plan.MAC `json:"-"`
+}
+
 // Network is the record of a network.
 type Network struct {
 	ID       string   `json:"id"`
 	Options  Options  `json:"options"`
+	Wire     Wire     `json:"wire,omitzero"`
 	Internal bool     `json:"internal"`
 	IPv4     []Subnet `json:"ipv4,omitempty"`
 	IPv6     []Subnet `json:"ipv6,omitempty"`
@@ -34,12 +47,49 @@ type Endpoint struct {
 	Address   netip.Prefix     `json:"address"`  // invalid: no IPv4
 	Address6  netip.Prefix     `json:"address6"` // invalid: no IPv6
 	MAC       plan.MAC         `json:"mac"`
-	Joined    bool             `json:"joined"` // a container has taken the other end
+	Joined    bool             `json:"joined"`             // a container has taken the other end
+	External  bool             `json:"external,omitempty"` // its network is on an external switch
 	Bindings  []policy.Binding `json:"bindings,omitempty"`
 }
 
-// Bridge is the name of the network's bridge.
-func (n Network) Bridge() string { return "dwb" + short(n.ID, 12) }
+// Bridge is the name of the network's bridge: its own, or the external switch that it shares with
+// others of the same uplink and VLAN.
+func (n Network) Bridge() string {
+	switch {
+	case !n.External():
+		return "dwb" + short(n.ID, 12)
+	case n.Wire.Foreign:
+		return n.Options.Interface
+	}
+	return n.Options.linkName("dwx")
+}
+
+// External reports whether the network is on an external switch.
+func (n Network) External() bool { return n.Options.Mode.External() }
+
+// uplink is the link that the external switch holds.
+func (n Network) uplink() string {
+	if n.Options.VLAN != 0 {
+		return n.Options.linkName("dwt")
+	}
+	return n.Options.Interface
+}
+
+// linkName names a link that is for one uplink and VLAN: readable where it fits.
+func (o Options) linkName(prefix string) string {
+	name := o.Interface
+	if o.VLAN != 0 {
+		name += "." + strconv.Itoa(o.VLAN)
+	}
+	if len(name) > linkNameSize-len(prefix) {
+		sum := sha256.Sum256([]byte(name))
+		name = hex.EncodeToString(sum[:])[:linkNameSize-len(prefix)]
+	}
+	return prefix + name
+}
+
+// linkNameSize is the most characters of an interface's name (IFNAMSIZ less its end).
+const linkNameSize = 15
 
 // Alias is the mark that the network's links carry.
 func (n Network) Alias() string { return "dockway network=" + n.ID }
@@ -49,8 +99,14 @@ func (n Network) Subnets() []Subnet {
 	return append(append([]Subnet(nil), n.IPv4...), n.IPv6...)
 }
 
-// Port is the name of the endpoint's link in the host.
-func (e Endpoint) Port() string { return "dwv" + short(e.ID, 11) }
+// Port is the name of the endpoint's link in the host. Rules tell from it what kind of switch the
+// port is on.
+func (e Endpoint) Port() string {
+	if e.External {
+		return "dwv-" + short(e.ID, 11)
+	}
+	return "dwv" + short(e.ID, 11)
+}
 
 // Peer is the name of the endpoint's other link before the engine moves it into the container.
 func (e Endpoint) Peer() string { return "dwc" + short(e.ID, 11) }

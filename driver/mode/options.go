@@ -30,8 +30,10 @@ const (
 // Options are a network's options, parsed.
 type Options struct {
 	Mode        Name       `json:"mode"`
+	Interface   string     `json:"interface,omitempty"`    // the uplink, or a bridge of the host's
+	VLAN        int        `json:"vlan,omitempty"`         // 1 to 4094; 0: untagged
 	Name        string     `json:"name,omitempty"`         // network_name
-	MTU         int        `json:"mtu"`                    // bytes, without the Ethernet header
+	MTU         int        `json:"mtu"`                    // bytes, without the Ethernet header; 0: the uplink's
 	DisableICC  bool       `json:"disable_icc,omitempty"`  // endpoints of the network cannot reach each other
 	MACPool     []MACRange `json:"mac_pool,omitempty"`     // empty: locally administered addresses
 	IfacePrefix string     `json:"iface_prefix,omitempty"` // of the link in the container; the engine adds a number
@@ -51,6 +53,7 @@ type option struct {
 	value   string   // what it takes, for people
 	doc     string
 	set     func(*Options, string) error
+	engines bool // for the engine itself, which leaves it among the driver's
 }
 
 const (
@@ -63,24 +66,53 @@ const (
 	minMTU  = 68
 	minMTU6 = 1280
 	maxMTU  = 65535
+
+	defaultMTU = 1500
+)
+
+// The highest VLAN identifier that is not reserved (IEEE 802.1Q, table 9-2).
+const maxVLAN = 4094
+
+// Where options apply.
+var (
+	every  = []Name{NAT, Transparent, L2Bridge, L2Tunnel}
+	onWire = []Name{Transparent, L2Bridge, L2Tunnel}
 )
 
 var linkName = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_.-]{0,11}$`)
 
-// options lists every option of every mode. An option without set is known, so that it is
+// options lists every option of every mode. An option without modes is known, so that it is
 // refused with a reason rather than as a misspelling.
 var options = []option{
-	{name: "mode", modes: []Name{NAT}, value: "`nat`", doc: "How the network reaches the outside.", set: func(o *Options, v string) error {
-		switch Name(v) {
-		case NAT:
-			o.Mode = NAT
+	{name: "mode", modes: every, value: "`nat`, `transparent`, `l2bridge` or `l2tunnel`", doc: "How the network reaches the outside. `nat` unless given.", set: func(o *Options, v string) error {
+		switch m := Name(v); m {
+		case NAT, Transparent, L2Bridge, L2Tunnel:
+			o.Mode = m
 			return nil
-		case Transparent, Overlay, L2Bridge, L2Tunnel:
-			return errors.New("this version has only mode nat")
+		case Overlay:
+			return errors.New("this version has no mode overlay yet: use nat, transparent, l2bridge or l2tunnel")
 		}
-		return errors.New("not a mode: use nat")
+		return errors.New("not a mode: use nat, transparent, l2bridge or l2tunnel")
 	}},
-	{name: "mtu", aliases: []string{engine + "driver.mtu"}, modes: []Name{NAT}, value: "68 to 65535, from 1280 with IPv6", doc: "Largest packet in bytes, on the bridge and in the containers. 1500 unless given.", set: func(o *Options, v string) error {
+	{name: "interface", aliases: []string{windows + "interface"}, modes: onWire, value: "a link's name", doc: "The uplink: a network interface of the host, whose addresses and routes move to the switch; or a bridge of the host's, which is used as it is. Required.", set: func(o *Options, v string) error {
+		if strings.Contains(v, ",") {
+			return errors.New("this version takes one interface: for several, make a bond and name it")
+		}
+		if v == "" || len(v) > linkNameSize || v == "." || v == ".." || strings.ContainsAny(v, "/:%\"") || strings.ContainsFunc(v, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+			return fmt.Errorf("not the name of a network interface: that has 1 to %d characters, as `ip link` shows it", linkNameSize)
+		}
+		o.Interface = v
+		return nil
+	}},
+	{name: "vlan", aliases: []string{windows + "vlanid"}, modes: onWire, value: "1 to 4094", doc: "VLAN on the uplink (IEEE 802.1Q): frames leave with this tag, and only frames with it come in. Untagged unless given.", set: func(o *Options, v string) error {
+		n, err := strconv.Atoi(v)
+		if err != nil || n < 0 || n > maxVLAN {
+			return fmt.Errorf("not a VLAN identifier from 1 to %d", maxVLAN)
+		}
+		o.VLAN = n // 0 is HNS's way to say none
+		return nil
+	}},
+	{name: "mtu", aliases: []string{engine + "driver.mtu"}, modes: every, value: "68 to 65535, from 1280 with IPv6", doc: "Largest packet in bytes in the containers, and on a nat network's bridge. Unless given, 1500 with nat and the uplink's with others.", set: func(o *Options, v string) error {
 		n, err := strconv.Atoi(v)
 		if err != nil || n < minMTU || n > maxMTU {
 			return fmt.Errorf("not a number of bytes from %d to %d", minMTU, maxMTU)
@@ -88,22 +120,22 @@ var options = []option{
 		o.MTU = n
 		return nil
 	}},
-	{name: "disable_icc", aliases: []string{windows + "disableicc"}, modes: []Name{NAT}, value: "`true` or `false`", doc: "Containers of the network cannot reach each other, except through published ports.", set: func(o *Options, v string) (err error) {
+	{name: "disable_icc", aliases: []string{windows + "disableicc"}, modes: every, value: "`true` or `false`", doc: "Containers of the network cannot reach each other, except through published ports.", set: func(o *Options, v string) (err error) {
 		o.DisableICC, err = parseBool(v)
 		return err
 	}},
-	{name: "mac_pool", aliases: []string{windows + "macpool"}, modes: []Name{NAT}, value: "`start,end[,start,end…]`", doc: "Ranges that containers' Ethernet addresses are taken from. Locally administered addresses unless given.", set: func(o *Options, v string) (err error) {
+	{name: "mac_pool", aliases: []string{windows + "macpool"}, modes: every, value: "`start,end[,start,end…]`", doc: "Ranges that containers' Ethernet addresses are taken from. Locally administered addresses unless given.", set: func(o *Options, v string) (err error) {
 		o.MACPool, err = parseMACPool(v)
 		return err
 	}},
-	{name: "network_name", aliases: []string{windows + "networkname"}, modes: []Name{NAT}, value: "text", doc: "A name to show in `dockway networks`; the engine does not tell drivers its own.", set: func(o *Options, v string) error {
+	{name: "network_name", aliases: []string{windows + "networkname"}, modes: every, value: "text", doc: "A name to show in `dockway networks`; the engine does not tell drivers its own.", set: func(o *Options, v string) error {
 		if v == "" || len(v) > 128 || strings.ContainsFunc(v, func(r rune) bool { return r < ' ' || r == 0x7f }) {
 			return errors.New("a name has 1 to 128 printable characters")
 		}
 		o.Name = v
 		return nil
 	}},
-	{name: "iface_prefix", aliases: []string{engine + "container_iface_prefix"}, modes: []Name{NAT}, value: "up to 12 letters and digits", doc: "What the container's link is called before its number. `eth` unless given.", set: func(o *Options, v string) error {
+	{name: "iface_prefix", aliases: []string{engine + "container_iface_prefix"}, modes: every, value: "up to 12 letters and digits", doc: "What the container's link is called before its number. `eth` unless given.", set: func(o *Options, v string) error {
 		if !linkName.MatchString(v) {
 			return errors.New("a link's name begins with a letter and has up to 12 letters, digits, '_', '-' or '.'")
 		}
@@ -112,50 +144,71 @@ var options = []option{
 	}},
 	{name: "dns_servers", aliases: []string{windows + "dnsservers"}},
 	{name: "dns_suffix", aliases: []string{windows + "dnssuffix"}},
-	{name: "interface", aliases: []string{windows + "interface"}},
-	{name: "vlan", aliases: []string{windows + "vlanid"}},
 	{name: "vsid", aliases: []string{windows + "vsid"}},
 	{name: "outbound_nat", aliases: []string{windows + "enable_outboundnat"}},
 	{name: "outbound_nat_exceptions", aliases: []string{windows + "outboundnat_exceptions"}},
 	{name: "backend"},
 	// What engines leave among a driver's options though it is theirs.
-	{name: engine + "enable_ipv4", set: func(*Options, string) error { return nil }},
-	{name: engine + "enable_ipv6", set: func(*Options, string) error { return nil }},
-	{name: engine + "advertise_addr_nmsgs", set: func(*Options, string) error { return nil }},
-	{name: engine + "advertise_addr_ms", set: func(*Options, string) error { return nil }},
+	{name: engine + "enable_ipv4", engines: true},
+	{name: engine + "enable_ipv6", engines: true},
+	{name: engine + "advertise_addr_nmsgs", engines: true},
+	{name: engine + "advertise_addr_ms", engines: true},
 }
 
-// refused says why a known option cannot be had.
-var refused = map[string]string{
-	"dns_servers":             "the engine writes a container's resolv.conf, not its network driver: use docker run --dns",
-	"dns_suffix":              "the engine writes a container's resolv.conf, not its network driver: use docker run --dns-search",
-	"interface":               "a nat network has no uplink of its own: it leaves by the host's routes",
-	"vlan":                    "a nat network is not on the wire, so it has no VLAN",
-	"vsid":                    "only overlay networks have a VXLAN identifier",
-	"outbound_nat":            "a nat network always translates what leaves it",
-	"outbound_nat_exceptions": "a nat network always translates what leaves it",
-	"backend":                 "only transparent networks have a choice of backend",
+// refused says why a known option cannot be had with a mode.
+func refused(name string, m Name) string {
+	switch name {
+	case "dns_servers":
+		return "the engine writes a container's resolv.conf, not its network driver: use docker run --dns"
+	case "dns_suffix":
+		return "the engine writes a container's resolv.conf, not its network driver: use docker run --dns-search"
+	case "interface":
+		return "a nat network has no uplink of its own: it leaves by the host's routes"
+	case "vlan":
+		return "a nat network is not on the wire, so it has no VLAN"
+	case "vsid":
+		return "only overlay networks have a VXLAN identifier"
+	case "outbound_nat", "outbound_nat_exceptions":
+		if m == NAT {
+			return "a nat network always translates what leaves it"
+		}
+		return "this version leaves the container's address as it is"
+	case "backend":
+		if m == Transparent {
+			return "this version has only the backend bridge"
+		}
+		return "only transparent networks have a choice of backend"
+	}
+	return "it is not for this mode"
 }
 
 // ParseOptions reads a network's -o options. The error names the option and says what to do.
 func ParseOptions(given map[string]string) (Options, error) {
-	o := Options{Mode: NAT, MTU: 1500, IfacePrefix: "eth"}
+	o := Options{Mode: NAT, IfacePrefix: "eth"}
 	seen := map[string]string{}
 	for _, key := range slices.Sorted(maps.Keys(given)) {
 		opt, ok := findOption(key)
 		if !ok {
 			return Options{}, fmt.Errorf("option %q is not known: did you mean %q?", key, nearest(key))
 		}
-		if opt.set == nil {
-			return Options{}, fmt.Errorf("option %q cannot be used with mode nat: %s", key, refused[opt.name])
-		}
 		if other, twice := seen[opt.name]; twice && given[other] != given[key] {
 			return Options{}, fmt.Errorf("options %q and %q are the same thing with different values: give one", other, key)
 		}
 		seen[opt.name] = key
+		if opt.set == nil {
+			continue
+		}
 		if err := opt.set(&o, given[key]); err != nil {
 			return Options{}, fmt.Errorf("option %s=%q: %w", key, given[key], err)
 		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(seen)) {
+		if opt, _ := findOption(name); !opt.engines && !slices.Contains(opt.modes, o.Mode) {
+			return Options{}, fmt.Errorf("option %q cannot be used with mode %s: %s", seen[name], o.Mode, refused(name, o.Mode))
+		}
+	}
+	if o.Mode == NAT && o.MTU == 0 {
+		o.MTU = defaultMTU
 	}
 	return o, nil
 }
@@ -199,7 +252,7 @@ func nearest(key string) string {
 	best, least := "", 1<<30
 	for _, o := range options {
 		if o.set == nil {
-			continue
+			continue // no good advice
 		}
 		for _, name := range append([]string{o.name}, o.aliases...) {
 			if d := distance(strings.ToLower(key), name); d < least {

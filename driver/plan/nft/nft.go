@@ -46,6 +46,7 @@ const (
 	FrameType    Field = "ether type"    // that of the VLAN tag, if any
 	PktType      Field = "meta pkttype"
 	EtherSAddr   Field = "ether saddr"
+	EtherDAddr   Field = "ether daddr"
 	IPSAddr      Field = "ip saddr"
 	IPDAddr      Field = "ip daddr"
 	IP6SAddr     Field = "ip6 saddr"
@@ -54,8 +55,15 @@ const (
 	DPort        Field = "th dport"
 	ICMPv6Type   Field = "icmpv6 type"
 	NDTarget     Field = "@th,64,128" // target address of neighbour discovery (icmpv6 taddr), RFC 4861 section 4.3 and 4.4; in lookups only
+	NDOption     Field = "@th,192,16" // type and length of the first option of a neighbour solicitation or advertisement (RFC 4861, section 4.6)
+	NDOptionMAC  Field = "@th,208,48" // the link-layer address in it
+	RSOption     Field = "@th,64,16"  // type and length of the first option of a router solicitation
+	RSOptionMAC  Field = "@th,80,48"  // the link-layer address in it
+	ARPOperation Field = "arp operation"
 	ARPSenderMAC Field = "arp saddr ether"
 	ARPSenderIP  Field = "arp saddr ip"
+	ARPTargetMAC Field = "arp daddr ether"
+	ARPTargetIP  Field = "arp daddr ip"
 	CtState      Field = "ct state"
 	CtStatus     Field = "ct status"
 	FibDaddrType Field = "fib daddr type"
@@ -141,6 +149,15 @@ type DNAT struct {
 	Map    *Set // value: address and port
 }
 
+// Write writes a field of the packet: Value, or what the map holds for the fields in From, or without
+// a map what the one field in From holds. A rule ends where the map holds nothing.
+type Write struct {
+	Field Field
+	Value string
+	From  []Field
+	Map   *Set
+}
+
 // Update adds the fields to a dynamic set, or renews their timeout.
 type Update struct {
 	Fields []Field
@@ -162,7 +179,7 @@ type Notrack struct{}
 
 // Verdict ends a rule.
 type Verdict struct {
-	Kind  string // "accept", "drop", "jump", "goto"
+	Kind  string // "accept", "drop", "return", "jump", "goto"
 	Chain string
 }
 
@@ -170,6 +187,7 @@ type Verdict struct {
 var (
 	Accept = Verdict{Kind: "accept"}
 	Drop   = Verdict{Kind: "drop"}
+	Return = Verdict{Kind: "return"}
 )
 
 // Jump continues in chain and comes back.
@@ -189,6 +207,13 @@ func NotIn(s *Set, f ...Field) Lookup { return Lookup{Fields: f, Not: true, Set:
 // AnyOf and NoneOf compare a field with several values.
 func AnyOf(f Field, values ...string) OneOf  { return OneOf{Field: f, Values: values} }
 func NoneOf(f Field, values ...string) OneOf { return OneOf{Field: f, Not: true, Values: values} }
+
+// To, Copy and Mapped write a field: a value, another field, or what the map holds for the fields.
+func To(f Field, value string) Write { return Write{Field: f, Value: value} }
+func Copy(f, from Field) Write       { return Write{Field: f, From: []Field{from}} }
+func Mapped(f Field, m *Set, from ...Field) Write {
+	return Write{Field: f, From: from, Map: m}
+}
 
 // R makes a rule.
 func R(comment string, stmts ...Stmt) Rule { return Rule{Stmts: stmts, Comment: comment} }
@@ -226,6 +251,16 @@ func (d DNAT) String() string {
 		family = "ip6"
 	}
 	return fmt.Sprintf("dnat %s to %s map @%s", family, concat(d.Fields), d.Map.Name)
+}
+
+func (w Write) String() string {
+	switch {
+	case w.Map != nil:
+		return fmt.Sprintf("%s set %s map @%s", w.Field, concat(w.From), w.Map.Name)
+	case len(w.From) > 0:
+		return fmt.Sprintf("%s set %s", w.Field, concat(w.From))
+	}
+	return fmt.Sprintf("%s set %s", w.Field, quote(w.Field, w.Value))
 }
 
 func (u Update) String() string {

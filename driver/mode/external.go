@@ -1,0 +1,262 @@
+package mode
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"github.com/dockway/dockway/driver/plan"
+	"github.com/dockway/dockway/driver/plan/nft"
+	"github.com/dockway/dockway/driver/policy"
+)
+
+// The modes transparent, l2bridge and l2tunnel put containers on the physical network: their
+// ports are on an external switch, a bridge that holds an uplink. They differ in what the wire
+// sees, which is decided in chains of the bridge family:
+//
+//	transparent  the container's own MAC and address
+//	l2bridge     the host's MAC and the container's address: the MAC is replaced on the way out,
+//	             and put back, by address, on the way in
+//	l2tunnel     as l2bridge, and whatever a container sends is sent to the gateway, whose MAC
+//	             every ARP request of a container is answered with
+
+// External reports whether networks of the mode are on an external switch.
+func (m Name) External() bool { return m == Transparent || m == L2Bridge || m == L2Tunnel }
+
+// externalPorts are the ports on external switches.
+const externalPorts = "dwv-*"
+
+// Sets of family bridge: what the chains of the external modes know about endpoints.
+var (
+	inside4 = &nft.Set{Family: nft.Bridge, Name: "inside4", Key: []nft.Type{nft.MAC, nft.IPv4}, Comment: "containers on external switches"}
+	inside6 = &nft.Set{Family: nft.Bridge, Name: "inside6", Key: []nft.Type{nft.MAC, nft.IPv6}, Comment: "containers on external switches"}
+	host    = &nft.Set{Family: nft.Bridge, Name: "host", Key: []nft.Type{nft.IfName, nft.MAC}, Comment: "the host, as a port's container reaches it"}
+	l2port  = &nft.Set{Family: nft.Bridge, Name: "l2port", Key: []nft.Type{nft.IfName}, Guard: true, Comment: "ports whose frames carry the host's MAC on the wire"}
+	hostMAC = &nft.Set{Family: nft.Bridge, Name: "hostmac", Key: []nft.Type{nft.IfName}, Data: []nft.Type{nft.MAC}, Comment: "the MAC that a port's frames carry on the wire"}
+	behind4 = &nft.Set{Family: nft.Bridge, Name: "behind4", Key: []nft.Type{nft.MAC, nft.IPv4}, Data: []nft.Type{nft.MAC}, Comment: "containers behind the host's MAC"}
+	behind6 = &nft.Set{Family: nft.Bridge, Name: "behind6", Key: []nft.Type{nft.MAC, nft.IPv6}, Data: []nft.Type{nft.MAC}, Comment: "containers behind the host's MAC"}
+	routed4 = &nft.Set{Family: nft.Bridge, Name: "routed4", Key: []nft.Type{nft.IPv4, nft.Protocol, nft.Service}, Comment: "published ports: the host routes what comes and goes"}
+	routed6 = &nft.Set{Family: nft.Bridge, Name: "routed6", Key: []nft.Type{nft.IPv6, nft.Protocol, nft.Service}, Comment: "published ports: the host routes what comes and goes"}
+	tunnel  = &nft.Set{Family: nft.Bridge, Name: "tunnel", Key: []nft.Type{nft.IfName}, Guard: true, Comment: "ports whose frames all go to the gateway"}
+	gateway = &nft.Set{Family: nft.Bridge, Name: "gateway", Key: []nft.Type{nft.IfName}, Data: []nft.Type{nft.MAC}, Comment: "the gateway that they go to"}
+	tenant4 = &nft.Set{Family: nft.Bridge, Name: "tenant4", Key: []nft.Type{nft.IfName}, Data: []nft.Type{nft.IPv4}, Comment: "whom the gateway's ARP answers are for"}
+
+	externalSets = []*nft.Set{inside4, inside6, host, l2port, hostMAC, behind4, behind6, routed4, routed6, tunnel, gateway, tenant4}
+)
+
+// Sets of family inet: published ports of l2bridge and l2tunnel networks, whose packets come in by
+// an external switch and go out by it again.
+var (
+	external   = &nft.Set{Family: nft.Inet, Name: "external", Key: []nft.Type{nft.IfName}, Comment: "external switches with published ports"}
+	open4      = &nft.Set{Family: nft.Inet, Name: "open4", Key: []nft.Type{nft.IPv4, nft.Protocol, nft.Service}, Comment: "published ports of containers on external switches"}
+	open6      = &nft.Set{Family: nft.Inet, Name: "open6", Key: []nft.Type{nft.IPv6, nft.Protocol, nft.Service}, Comment: "published ports of containers on external switches"}
+	behindIP4  = &nft.Set{Family: nft.Inet, Name: "behind4", Key: []nft.Type{nft.IPv4}, Comment: "containers behind the host's MAC"}
+	behindIP6  = &nft.Set{Family: nft.Inet, Name: "behind6", Key: []nft.Type{nft.IPv6}, Comment: "containers behind the host's MAC"}
+	tunnelled4 = &nft.Set{Family: nft.Inet, Name: "tunnelled4", Key: []nft.Type{nft.IPv4}, Comment: "containers behind the gateway"}
+)
+
+// oneArm accepts what the host routes for published ports from an external switch back into it.
+var oneArm = &nft.Chain{Name: "onearm", Rules: []nft.Rule{
+	nft.R("known flows", nft.AnyOf(nft.CtState, "established", "related"), nft.Goto("admit")),
+	nft.R("published ports", nft.Is(nft.CtStatus, "dnat"), nft.Goto("admit")),
+	nft.R("straight to the container's address", nft.In(open4, nft.IPDAddr, nft.L4Proto, nft.DPort), nft.Goto("admit")),
+	nft.R("straight to the container's address (6)", nft.In(open6, nft.IP6DAddr, nft.L4Proto, nft.DPort), nft.Goto("admit")),
+}}
+
+// First options of neighbour discovery messages, type and length (RFC 4861, section 4.6.1).
+const (
+	sourceLinkLayer = "0x101"
+	targetLinkLayer = "0x201"
+	nonce           = "0xe01" // RFC 7527: of duplicate address detection
+)
+
+var unicast = nft.NoneOf(nft.PktType, "broadcast", "multicast")
+
+// externalChains come after port security has let a frame pass.
+var externalChains = []*nft.Chain{
+	{Name: "external", Type: "filter", Hook: "prerouting", Priority: prioBrDstNAT + justAfter, Rules: []nft.Rule{
+		nft.R("from a container", nft.Is(nft.IIfName, externalPorts), nft.Goto("leaving")),
+		nft.R("internal switches", nft.Is(nft.IIfName, ports), nft.Accept),
+		nft.R("published: the host routes it", nft.In(routed4, nft.IPDAddr, nft.L4Proto, nft.DPort), nft.Accept),
+		nft.R("published: the host routes it (6)", nft.In(routed6, nft.IP6DAddr, nft.L4Proto, nft.DPort), nft.Accept),
+		nft.R("to a container behind the host's MAC", nft.Mapped(nft.EtherDAddr, behind4, nft.EtherDAddr, nft.IPDAddr)),
+		nft.R("to a container behind the host's MAC (6)", nft.Mapped(nft.EtherDAddr, behind6, nft.EtherDAddr, nft.IP6DAddr)),
+		nft.R("ARP for it", nft.Mapped(nft.ARPTargetMAC, behind4, nft.EtherDAddr, nft.ARPTargetIP), nft.Copy(nft.EtherDAddr, nft.ARPTargetMAC)),
+		nft.R("bridged", nft.In(inside4, nft.EtherDAddr, nft.IPDAddr), nft.MarkSet{Bit: bridged}),
+		nft.R("bridged (6)", nft.In(inside6, nft.EtherDAddr, nft.IP6DAddr), nft.MarkSet{Bit: bridged}),
+	}},
+	{Name: "leaving", Rules: []nft.Rule{
+		nft.R("everything through the gateway", nft.In(tunnel, nft.IIfName), nft.Goto("tunnelling")),
+		nft.R("to a container on this host", nft.In(inside4, nft.EtherDAddr, nft.IPDAddr), nft.MarkSet{Bit: bridged}, nft.Accept),
+		nft.R("to a container on this host (6)", nft.In(inside6, nft.EtherDAddr, nft.IP6DAddr), nft.MarkSet{Bit: bridged}, nft.Accept),
+		nft.R("published: the host routes it", nft.In(routed4, nft.IPSAddr, nft.L4Proto, nft.SPort), unicast, nft.Mapped(nft.EtherDAddr, hostMAC, nft.IIfName), nft.To(nft.PktType, "host"), nft.Accept),
+		nft.R("published: the host routes it (6)", nft.In(routed6, nft.IP6SAddr, nft.L4Proto, nft.SPort), unicast, nft.Mapped(nft.EtherDAddr, hostMAC, nft.IIfName), nft.To(nft.PktType, "host"), nft.Accept),
+		nft.R("to the wire", nft.NotIn(host, nft.IIfName, nft.EtherDAddr), unicast, nft.MarkSet{Bit: bridged}),
+	}},
+	{Name: "tunnelling", Rules: []nft.Rule{
+		nft.R("announces its own address", nft.In(source4, nft.IIfName, nft.ARPSenderMAC, nft.ARPTargetIP), nft.Accept),
+		nft.R("every neighbour has the gateway's MAC", nft.Is(nft.ARPOperation, "request"), nft.IsNot(nft.ARPSenderIP, "0.0.0.0"),
+			nft.Mapped(nft.EtherDAddr, gateway, nft.IIfName), nft.To(nft.ARPOperation, "reply"),
+			nft.Copy(nft.ARPSenderIP, nft.ARPTargetIP), nft.Mapped(nft.ARPTargetIP, tenant4, nft.IIfName),
+			nft.Copy(nft.ARPTargetMAC, nft.ARPSenderMAC), nft.Copy(nft.ARPSenderMAC, nft.EtherDAddr),
+			nft.Copy(nft.EtherDAddr, nft.EtherSAddr), nft.To(nft.PktType, "host"), nft.Accept),
+		nft.R("to the gateway", unicast, nft.Mapped(nft.EtherDAddr, gateway, nft.IIfName), nft.MarkSet{Bit: bridged}, nft.Accept),
+		nft.R("a gateway that is not there", unicast, nft.Drop),
+	}},
+	{Name: "forward", Type: "filter", Hook: "forward", Priority: prioBrFilter, Rules: []nft.Rule{
+		nft.R("from a container", nft.Is(nft.IIfName, externalPorts), nft.Goto("away")),
+		nft.R("to a container", nft.Is(nft.OIfName, externalPorts), nft.Goto("home")),
+	}},
+	{Name: "home", Rules: []nft.Rule{
+		nft.R("of another VLAN", nft.AnyOf(nft.FrameType, "8021q", "8021ad"), nft.Drop),
+		nft.R("bridged: no rule of the host's is meant", nft.MarkSet{Bit: admitted}),
+	}},
+	{Name: "away", Rules: []nft.Rule{
+		nft.R("bridged: no rule of the host's is meant", nft.MarkSet{Bit: admitted}),
+		nft.R("nothing but through the gateway", nft.Is(nft.OIfName, externalPorts), nft.In(tunnel, nft.IIfName), nft.IsNot(nft.PktType, "host"), nft.Drop),
+		nft.R("stays on this host", nft.Is(nft.OIfName, externalPorts), nft.Accept),
+		nft.R("with its own MAC", nft.NotIn(l2port, nft.IIfName), nft.Accept),
+		nft.R("the host's MAC in ARP", nft.Mapped(nft.ARPSenderMAC, hostMAC, nft.IIfName)),
+		nft.R("the host's MAC in neighbour discovery", nft.Is(nft.L4Proto, "ipv6-icmp"), nft.Jump("nd")),
+		nft.R("the host's MAC", nft.Mapped(nft.EtherSAddr, hostMAC, nft.IIfName), nft.Accept),
+		nft.R("not yet, or no longer, connected", nft.Drop),
+	}},
+	{Name: "nd", Rules: []nft.Rule{
+		nft.R("solicits", nft.Is(nft.ICMPv6Type, "nd-neighbor-solicit"), nft.Is(nft.NDOption, sourceLinkLayer), nft.Mapped(nft.NDOptionMAC, hostMAC, nft.IIfName), nft.Return),
+		nft.R("advertises", nft.Is(nft.ICMPv6Type, "nd-neighbor-advert"), nft.Is(nft.NDOption, targetLinkLayer), nft.Mapped(nft.NDOptionMAC, hostMAC, nft.IIfName), nft.Return),
+		nft.R("looks for routers", nft.Is(nft.ICMPv6Type, "nd-router-solicit"), nft.Is(nft.RSOption, sourceLinkLayer), nft.Mapped(nft.RSOptionMAC, hostMAC, nft.IIfName), nft.Return),
+		nft.R("would tell the container's MAC in another place", nft.AnyOf(nft.ICMPv6Type, "nd-neighbor-solicit", "nd-neighbor-advert"), nft.IsNot(nft.NDOption, nonce), nft.Drop),
+		nft.R("would tell the container's MAC in another place", nft.Is(nft.ICMPv6Type, "nd-router-solicit"), nft.IsNot(nft.RSOption, nonce), nft.Drop),
+	}},
+}
+
+// validateExternal reports what in a network's record no external mode can do.
+func validateExternal(n Network) error {
+	m := n.Options.Mode
+	switch {
+	case n.Options.Interface == "":
+		return fmt.Errorf("mode %s needs an uplink: give -o interface=… with the network interface, or the bridge, that leads to the LAN", m)
+	case n.Internal:
+		return fmt.Errorf("an internal network has no uplink: leave --internal out, or use mode nat in place of %s", m)
+	case m == L2Tunnel && len(n.IPv6) > 0:
+		return errors.New("mode l2tunnel is for IPv4: leave --ipv6 out")
+	}
+	for _, s := range n.IPv4 {
+		if m == L2Tunnel && !s.Gateway.IsValid() {
+			return fmt.Errorf("mode l2tunnel sends everything through the gateway, and subnet %s has none: give --gateway", s.Pool)
+		}
+	}
+	return nil
+}
+
+// externalNetwork is what a network on an external switch wants but for its endpoints. Networks of
+// the same uplink and VLAN share it.
+func externalNetwork(n Network) plan.State {
+	s := plan.State{}
+	if n.Options.Mode != Transparent {
+		s.Add(element(external, n.Bridge()))
+	}
+	if n.Wire.Foreign {
+		return s
+	}
+	if n.Options.VLAN != 0 {
+		s.Add(plan.VLAN{Name: n.uplink(), Alias: n.wireAlias(), Uplink: n.Options.Interface, ID: n.Options.VLAN, Up: true})
+	}
+	s.Add(plan.Switch{Name: n.Bridge(), Alias: n.wireAlias(), Uplink: n.uplink(), Up: true, Moved: true})
+	return s
+}
+
+// wireAlias is the mark of what networks of the same uplink and VLAN share.
+func (n Network) wireAlias() string {
+	alias := "dockway uplink=" + n.Options.Interface
+	if n.Options.VLAN != 0 {
+		alias += " vlan=" + strconv.Itoa(n.Options.VLAN)
+	}
+	return alias
+}
+
+// externalEndpoint is what one endpoint on an external switch wants. Before a container joins it,
+// nothing.
+func externalEndpoint(n Network, e Endpoint) plan.State {
+	s := plan.State{}
+	if !e.Joined {
+		return s
+	}
+	s.Merge(port(n, e))
+	s.Add(element(host, e.Port(), n.Wire.MAC.String()))
+	mac := e.MAC.String()
+	if e.Address.IsValid() {
+		s.Add(element(inside4, mac, e.Address.Addr().String()))
+	}
+	if e.Address6.IsValid() {
+		s.Add(element(inside6, mac, e.Address6.Addr().String()), element(inside6, mac, linkLocal(e.MAC).String()))
+	}
+	if n.Options.Mode == Transparent {
+		return s
+	}
+	s.Merge(behindHost(n, e))
+	if n.Options.Mode == L2Tunnel {
+		s.Merge(throughGateway(n, e))
+	}
+	for _, b := range e.Bindings {
+		s.Merge(publish(b), publishExternal(n, b))
+	}
+	return s
+}
+
+// behindHost has the wire see the host's MAC in place of the container's.
+func behindHost(n Network, e Endpoint) plan.State {
+	wire, mac := n.Wire.MAC.String(), e.MAC.String()
+	s := plan.Of(
+		element(l2port, e.Port()),
+		plan.Element{Set: hostMAC, Elem: e.Port(), Data: wire},
+	)
+	if e.Address.IsValid() {
+		addr := e.Address.Addr().String()
+		s.Add(plan.Element{Set: behind4, Elem: wire + " . " + addr, Data: mac}, element(behindIP4, addr))
+	}
+	if e.Address6.IsValid() {
+		addr := e.Address6.Addr().String()
+		s.Add(
+			plan.Element{Set: behind6, Elem: wire + " . " + addr, Data: mac}, element(behindIP6, addr),
+			plan.Element{Set: behind6, Elem: wire + " . " + linkLocal(e.MAC).String(), Data: mac},
+		)
+	}
+	return s
+}
+
+// throughGateway sends what the container sends, and what the host sends it, to the gateway.
+func throughGateway(n Network, e Endpoint) plan.State {
+	addr := e.Address.Addr()
+	s := plan.Of(
+		element(tunnel, e.Port()),
+		element(tunnelled4, addr.String()),
+		plan.Element{Set: tenant4, Elem: e.Port(), Data: addr.String()},
+	)
+	if n.Wire.Gateway != (plan.MAC{}) {
+		s.Add(plan.Element{Set: gateway, Elem: e.Port(), Data: n.Wire.Gateway.String()})
+	}
+	i := slices.IndexFunc(n.IPv4, func(s Subnet) bool { return s.Pool.Contains(addr) })
+	if i >= 0 {
+		s.Add(plan.Route{Prefix: netip.PrefixFrom(addr, addr.BitLen()), Link: n.Bridge(), Via: n.IPv4[i].Gateway})
+	}
+	return s
+}
+
+// publishExternal has the host route the flows of a published port, which would else go between
+// container and wire without it.
+func publishExternal(n Network, b policy.Binding) plan.State {
+	addr, proto, port := b.Container.Addr(), string(b.Protocol), strconv.Itoa(int(b.Container.Port()))
+	s := plan.Of(routing4)
+	routed, open := routed4, open4
+	if addr.Is6() {
+		s.Add(routing6)
+		routed, open = routed6, open6
+	}
+	if n.Options.Mode == L2Bridge {
+		s.Add(element(routed, addr.String(), proto, port), element(open, addr.String(), proto, port))
+	}
+	return s
+}
