@@ -20,6 +20,8 @@ func addressBody(family byte, bits int, index int32, a attrs) []byte {
 	return append(b, a...)
 }
 
+var errHostsAddress = errors.New("addresses on a switch are the host's, and no plan may name them")
+
 // putAddress adds an address; one that is there is fine.
 func (k *Kernel) putAddress(ctx context.Context, a plan.Address) error {
 	l, err := k.mine(ctx, a.Link)
@@ -28,6 +30,9 @@ func (k *Kernel) putAddress(ctx context.Context, a plan.Address) error {
 	}
 	if l == nil {
 		return fmt.Errorf("link %s: %w", a.Link, unix.ENODEV)
+	}
+	if isSwitch(l.name) {
+		return errHostsAddress
 	}
 	_, err = k.route.request(ctx, message{kind: unix.RTM_NEWADDR, flags: unix.NLM_F_ACK | unix.NLM_F_CREATE | unix.NLM_F_REPLACE, body: addressOf(l.index, a.Prefix)})
 	return err
@@ -38,6 +43,9 @@ func (k *Kernel) deleteAddress(ctx context.Context, a plan.Address) error {
 	l, err := k.mine(ctx, a.Link)
 	if err != nil || l == nil {
 		return err
+	}
+	if isSwitch(l.name) {
+		return errHostsAddress
 	}
 	_, err = k.route.request(ctx, message{kind: unix.RTM_DELADDR, flags: unix.NLM_F_ACK, body: addressOf(l.index, a.Prefix)})
 	if isGone(err) {
@@ -110,7 +118,7 @@ func (k *Kernel) observeAddressKeys(ctx context.Context, keys []plan.Key, out pl
 	}
 	found := plan.State{}
 	for _, l := range links {
-		if l == nil || !l.ours() {
+		if l == nil || !l.ours() || isSwitch(l.name) {
 			continue
 		}
 		if err := k.observeAddresses(ctx, l.index, map[int32]string{l.index: l.name}, found); err != nil {

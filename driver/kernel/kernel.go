@@ -70,12 +70,17 @@ type Kernel struct {
 
 	tables     sync.RWMutex        // held for writing while a table is made anew with its elements
 	doing      sync.RWMutex        // held for reading while operations are carried out
+	switching  sync.Mutex          // held while a switch is made or deleted
 	reaping    sync.Mutex          // held while the doomed are deleted
 	unfinished map[int32]time.Time // since when the last reaping knows of links without a mark
 	reaper     worker
 	forgetter  worker
 	stale      publications
 	believed   beliefs
+
+	// interrupt, in tests, says how many of the next n changes of a switch are carried out before the
+	// process dies.
+	interrupt func(n int) (int, error)
 }
 
 // New opens the calling thread's network namespace. Links that an earlier process left doomed are
@@ -159,7 +164,7 @@ func (k *Kernel) closeFiles() error {
 // is. What is not there, and what does not bear our mark, is not in the state.
 func (k *Kernel) Observe(ctx context.Context, keys []plan.Key) (plan.State, error) {
 	out := plan.State{}
-	var links []string
+	var links, switches []string
 	var elements, addresses []plan.Key
 	for _, key := range keys {
 		var err error
@@ -170,6 +175,8 @@ func (k *Kernel) Observe(ctx context.Context, keys []plan.Key) (plan.State, erro
 			err = k.observeAdmit(ctx, key.Name, out)
 		case plan.KindBridge, plan.KindVeth:
 			links = append(links, key.Name)
+		case plan.KindSwitch:
+			switches = append(switches, key.Name)
 		case plan.KindAddress:
 			addresses = append(addresses, key)
 		case plan.KindSysctl:
@@ -192,6 +199,7 @@ func (k *Kernel) Observe(ctx context.Context, keys []plan.Key) (plan.State, erro
 	}
 	err := errors.Join(
 		k.observeLinks(ctx, links, out),
+		k.observeSwitches(ctx, switches, out),
 		k.observeAddressKeys(ctx, addresses, out),
 		k.observeElements(ctx, elements, out))
 	if err != nil {
@@ -243,7 +251,13 @@ func (k *Kernel) ObserveAll(ctx context.Context, also []plan.Key) (plan.State, e
 		names[l.index] = l.name
 	}
 	for _, l := range all {
-		if l.ours() {
+		switch {
+		case !l.ours():
+		case isSwitch(l.name): // its addresses are the host's
+			if err := k.observeSwitch(ctx, l, all, out); err != nil {
+				return nil, err
+			}
+		default:
 			ours[l.index] = l.name
 			out.Add(l.object(names[l.master]))
 		}
@@ -334,6 +348,8 @@ func (k *Kernel) do(ctx context.Context, op plan.Op) error {
 	switch o := op.Object.(type) {
 	case plan.Bridge:
 		return k.putBridge(ctx, o)
+	case plan.Switch:
+		return k.putSwitch(ctx, o)
 	case plan.Veth:
 		return k.putVeth(ctx, o)
 	case plan.Address:

@@ -16,7 +16,9 @@ import (
 // The marks of ownership: a link is ours when its name and its alias both say so.
 const (
 	bridgePrefix = "dwb"
+	switchPrefix = "dwx"
 	vethPrefix   = "dwv"
+	vlanPrefix   = "dwt"
 	aliasPrefix  = "dockway "
 )
 
@@ -30,7 +32,9 @@ const (
 const (
 	kindBridge = "bridge"
 	kindVeth   = "veth"
+	kindTun    = "tun"
 
+	maxMTU          = 65535  // of a bridge
 	minMTU6         = 1280   // a link with less has no IPv6 (RFC 8200)
 	addrGenModeNone = 1      // IN6_ADDR_GEN_MODE_NONE
 	skipStats       = 1 << 3 // RTEXT_FILTER_SKIP_STATS
@@ -48,11 +52,19 @@ type link struct {
 	group    uint32
 	up       bool
 	isolated bool
+	ethernet bool
+	loopback bool
+	genMode  int // how the kernel makes IPv6 addresses of the link's own (IN6_ADDR_GEN_MODE_…); -1: the link has no IPv6
 }
 
 // named reports whether the link has a name of the form that ours have.
 func (l *link) named() bool {
-	return strings.HasPrefix(l.name, bridgePrefix) || strings.HasPrefix(l.name, vethPrefix)
+	for _, prefix := range []string{bridgePrefix, switchPrefix, vethPrefix} {
+		if strings.HasPrefix(l.name, prefix) {
+			return true
+		}
+	}
+	return false
 }
 
 // ours reports whether the link bears our mark and is not to be deleted.
@@ -88,9 +100,12 @@ func parseLink(body []byte) *link {
 	if len(body) < unix.SizeofIfInfomsg {
 		return nil
 	}
+	flags := binary.NativeEndian.Uint32(body[8:])
 	l := &link{
-		index: int32(binary.NativeEndian.Uint32(body[4:])),
-		up:    binary.NativeEndian.Uint32(body[8:])&unix.IFF_UP != 0,
+		index:    int32(binary.NativeEndian.Uint32(body[4:])),
+		up:       flags&unix.IFF_UP != 0,
+		loopback: flags&unix.IFF_LOOPBACK != 0,
+		genMode:  -1,
 	}
 	for kind, value := range attributes(body[unix.SizeofIfInfomsg:]) {
 		switch kind {
@@ -100,12 +115,18 @@ func parseLink(body []byte) *link {
 			l.alias = text(value)
 		case unix.IFLA_ADDRESS:
 			copy(l.mac[:], value)
+			l.ethernet = binary.NativeEndian.Uint16(body[2:]) == unix.ARPHRD_ETHER && len(value) == len(l.mac)
 		case unix.IFLA_MTU:
 			l.mtu = int(binary.NativeEndian.Uint32(value))
 		case unix.IFLA_MASTER:
 			l.master = int32(binary.NativeEndian.Uint32(value))
 		case unix.IFLA_GROUP:
 			l.group = binary.NativeEndian.Uint32(value)
+		case unix.IFLA_AF_SPEC:
+			six, _ := attribute(value, unix.AF_INET6)
+			if mode, ok := attribute(six, unix.IFLA_INET6_ADDR_GEN_MODE); ok && len(mode) > 0 {
+				l.genMode = int(mode[0])
+			}
 		case unix.IFLA_LINKINFO:
 			k, _ := attribute(value, unix.IFLA_INFO_KIND)
 			l.kind = text(k)
@@ -188,7 +209,7 @@ func (k *Kernel) listLinks(ctx context.Context) ([]*link, error) {
 	return out, nil
 }
 
-// object is the plan's view of a link of ours. A link of the wrong kind is shown under the kind
+// object is the plan's view of a link of ours, but for a switch. A link of the wrong kind is shown under the kind
 // that its name promises, with nothing right about it.
 func (l *link) object(master string) plan.Object {
 	if strings.HasPrefix(l.name, bridgePrefix) {
@@ -370,13 +391,24 @@ func (k *Kernel) putBridge(ctx context.Context, b plan.Bridge) error {
 	return k.putLink(ctx, b.Name, kindBridge, b.MTU, create, configure)
 }
 
+// bridge looks up a bridge that a port is to be on: one of ours, or one of the host's.
+func (k *Kernel) bridge(ctx context.Context, name string) (*link, error) {
+	l, err := k.link(ctx, name)
+	switch {
+	case err != nil:
+		return nil, err
+	case l == nil || l.doomed() || l.unfinished():
+		return nil, fmt.Errorf("bridge %s: %w", name, unix.ENODEV)
+	case l.kind != kindBridge:
+		return nil, fmt.Errorf("link %s is no bridge (kind %q): name one that is, or an uplink, with interface=", name, l.kind)
+	}
+	return l, nil
+}
+
 func (k *Kernel) putVeth(ctx context.Context, v plan.Veth) error {
-	bridge, err := k.mine(ctx, v.Bridge)
+	bridge, err := k.bridge(ctx, v.Bridge)
 	if err != nil {
 		return err
-	}
-	if bridge == nil {
-		return fmt.Errorf("bridge %s: %w", v.Bridge, unix.ENODEV)
 	}
 	mtu := uint32(v.MTU)
 	peer := attrs{}.str(unix.IFLA_IFNAME, v.Peer).put(unix.IFLA_ADDRESS, v.PeerMAC[:]).u32(unix.IFLA_MTU, mtu)

@@ -64,6 +64,17 @@ func (k *Kernel) condemn(ctx context.Context) (dying []*link, alone bool, err er
 	alone = true
 	unfinished := map[int32]time.Time{}
 	for _, l := range all {
+		if isSwitch(l.name) && l.leaving() {
+			holds, err := k.holdsHost(ctx, l)
+			if err != nil {
+				return nil, false, err
+			}
+			if holds { // somebody else has put it into the group
+				alone = alone && l.group != dyingGroup
+				k.log.WithField("link", l.name).Warn("this switch is to be deleted and holds addresses or an uplink of the host: leaving it alone")
+				continue
+			}
+		}
 		switch {
 		case l.doomed(), l.unfinished() && l.group == dyingGroup:
 			dying = append(dying, l)
@@ -169,6 +180,8 @@ func (k *Kernel) deleteObject(ctx context.Context, o plan.Object) error {
 	switch o := o.(type) {
 	case plan.Bridge:
 		return k.doom(ctx, o.Name)
+	case plan.Switch:
+		return k.deleteSwitch(ctx, o)
 	case plan.Veth:
 		return k.doom(ctx, o.Name)
 	case plan.Address:

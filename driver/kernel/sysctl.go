@@ -59,6 +59,16 @@ func (k *Kernel) withoutIPv6(name string) (value string, ok bool) {
 	return "0", true
 }
 
+// writeSysctl is putSysctl of a change of a switch.
+func (k *Kernel) writeSysctl(s plan.Sysctl) error {
+	if k.interrupt != nil {
+		if n, err := k.interrupt(1); n == 0 {
+			return err
+		}
+	}
+	return k.putSysctl(s)
+}
+
 // putSysctl writes a setting that has another value.
 func (k *Kernel) putSysctl(s plan.Sysctl) error {
 	value, found, err := k.readSysctl(s.Name)

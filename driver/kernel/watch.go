@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,13 +16,13 @@ import (
 )
 
 // Watch ticks when the kernel no longer holds what ObserveAll last saw and Do last did: a link or an
-// address of ours was changed, rules or elements were, Docker's chain was, or other links carry the
-// default routes. What this Kernel does itself does not tick. Ticks that are not read become one.
+// address of ours was changed, rules or elements were, Docker's chain was, other links carry the
+// default routes, or the uplink of a switch left it, came back, or has addresses of its own. What this Kernel does itself does not tick. Ticks that are not read become one.
 // Events that were lost tick too. The channel is closed when ctx ends or the Kernel is closed.
 //
 // Sysctls send no events.
 func (k *Kernel) Watch(ctx context.Context) (<-chan struct{}, error) {
-	w := &watcher{k: k, events: make(chan event), ticks: make(chan struct{}, 1), names: map[int32]string{}}
+	w := &watcher{k: k, events: make(chan event), ticks: make(chan struct{}, 1), names: map[int32]string{}, ports: map[int32]string{}}
 	var err error
 	if w.uplinks, err = k.Uplinks(ctx); err != nil {
 		return nil, err
@@ -47,6 +48,11 @@ func (k *Kernel) Watch(ctx context.Context) (<-chan struct{}, error) {
 	for _, l := range all {
 		if l.ours() {
 			w.names[l.index] = l.name
+		}
+	}
+	for _, l := range all {
+		if on := w.names[l.master]; isSwitch(on) && !strings.HasPrefix(l.name, vethPrefix) {
+			w.ports[l.index] = on
 		}
 	}
 	k.running.Go(func() {
@@ -89,6 +95,7 @@ type watcher struct {
 	events  chan event
 	ticks   chan struct{}
 	names   map[int32]string // of links of ours
+	ports   map[int32]string // on which switch a link of the host's is
 	uplinks []string
 }
 
@@ -236,6 +243,7 @@ func (w *watcher) note(d *dirt, e event) {
 		d.routes = true
 	default:
 		d.routes = d.routes || slices.Contains(w.uplinks, e.link.name)
+		w.notePort(d, e)
 		if old, ok := w.names[e.link.index]; ok {
 			d.links = append(d.links, old)
 		}
@@ -246,6 +254,23 @@ func (w *watcher) note(d *dirt, e event) {
 			w.names[e.link.index] = e.link.name
 			d.links = append(d.links, e.link.name)
 		}
+	}
+}
+
+// notePort takes note of what an event says about switches: their ports, and the uplinks that they
+// wait for.
+func (w *watcher) notePort(d *dirt, e event) {
+	if on, ok := w.ports[e.link.index]; ok {
+		d.links = append(d.links, on)
+	}
+	if e.link.name == "" {
+		return // an address
+	}
+	d.links = append(d.links, w.k.believed.expecting(e.link.name)...)
+	delete(w.ports, e.link.index)
+	if on := w.names[e.link.master]; isSwitch(on) && !e.deleted && !strings.HasPrefix(e.link.name, vethPrefix) {
+		w.ports[e.link.index] = on
+		d.links = append(d.links, on)
 	}
 }
 
@@ -273,8 +298,9 @@ func (w *watcher) matters(ctx context.Context, d dirt) bool {
 // has done since. Only Watch asks.
 type beliefs struct {
 	sync.Mutex
-	clock  uint64
-	byLink map[string]map[plan.Key]belief
+	clock   uint64
+	byLink  map[string]map[plan.Key]belief
+	uplinks map[string]string // of switches, also while they are not there
 }
 
 type belief struct {
@@ -286,6 +312,8 @@ type belief struct {
 func linkOf(o plan.Object) (name string, isLink bool) {
 	switch o := o.(type) {
 	case plan.Bridge:
+		return o.Name, true
+	case plan.Switch:
 		return o.Name, true
 	case plan.Veth:
 		return o.Name, true
@@ -333,6 +361,9 @@ func (b *beliefs) put(o plan.Object) {
 		b.byLink[name] = map[plan.Key]belief{}
 	}
 	b.byLink[name][o.Key()] = belief{o, b.clock}
+	if s, ok := o.(plan.Switch); ok && s.Uplink != "" {
+		b.wait(s.Name, s.Uplink)
+	}
 }
 
 // saw takes note of all that there was at a time; what has been done since counts for more.
@@ -354,6 +385,53 @@ func (b *beliefs) saw(s plan.State, at uint64) {
 	}
 }
 
+// expect takes note of the uplink that a switch waits for; none when it is empty.
+func (b *beliefs) expect(name, uplink string) {
+	b.Lock()
+	defer b.Unlock()
+	b.wait(name, uplink)
+}
+
+func (b *beliefs) wait(name, uplink string) {
+	if b.uplinks == nil {
+		b.uplinks = map[string]string{}
+	}
+	b.uplinks[name] = uplink
+	if uplink == "" {
+		delete(b.uplinks, name)
+	}
+}
+
+func (b *beliefs) expected(name string) string {
+	b.Lock()
+	defer b.Unlock()
+	return b.uplinks[name]
+}
+
+// expecting names the switches that wait for an uplink.
+func (b *beliefs) expecting(uplink string) []string {
+	b.Lock()
+	defer b.Unlock()
+	var out []string
+	for name, u := range b.uplinks {
+		if u == uplink {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
+// returned reports whether the uplink that a switch has not, and waits for, is there to be taken.
+func (k *Kernel) returned(ctx context.Context, name string, observed plan.State) bool {
+	s, ok := observed[plan.Switch{Name: name}.Key()].(plan.Switch)
+	expected := k.believed.expected(name)
+	if !ok || expected == "" || s.Uplink == expected {
+		return false
+	}
+	_, err := k.freeUplink(ctx, plan.Switch{Name: name, Uplink: expected}, nil)
+	return err == nil
+}
+
 // holds reports whether a link and its addresses are as believed. Mostly they are, after changes of
 // our own, and operations under way need not wait for the look; if not, it waits for those.
 func (b *beliefs) holds(ctx context.Context, k *Kernel, name string) bool {
@@ -367,14 +445,21 @@ func (b *beliefs) holds(ctx context.Context, k *Kernel, name string) bool {
 
 func (b *beliefs) hold(ctx context.Context, k *Kernel, name string) bool {
 	observed := plan.State{}
-	if err := k.observeLinks(ctx, []string{name}, observed); err != nil {
+	observe := k.observeLinks
+	if isSwitch(name) {
+		observe = k.observeSwitches
+	}
+	if err := observe(ctx, []string{name}, observed); err != nil {
 		return false
 	}
 	l, err := k.link(ctx, name)
 	if err != nil {
 		return false
 	}
-	if l != nil && len(observed) > 0 {
+	if k.returned(ctx, name, observed) {
+		return false
+	}
+	if l != nil && len(observed) > 0 && !isSwitch(name) {
 		if err := k.observeAddresses(ctx, l.index, map[int32]string{l.index: name}, observed); err != nil {
 			return false
 		}
