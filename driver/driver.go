@@ -35,6 +35,12 @@ type Kernel interface {
 	Routes(ctx context.Context) ([]plan.HostRoute, error)
 	// Uplinks lists the links that carry a default route.
 	Uplinks(ctx context.Context) ([]string, error)
+	// Uplink looks a link up that an external switch is to be made of. The error says why it cannot
+	// be, and what to do.
+	Uplink(ctx context.Context, name string) (plan.Uplink, error)
+	// Neighbour gives the MAC of a neighbour on a link, zero while it does not answer. Watch ticks
+	// when one that was asked for changes.
+	Neighbour(ctx context.Context, link string, a netip.Addr) (plan.MAC, error)
 	// Warnings tells, for people, what on this host can keep networks from working.
 	Warnings() []string
 }
@@ -69,6 +75,8 @@ type Service struct {
 	// all is held for reading by every call and for writing by a repair, which needs the record
 	// to stand still.
 	all sync.RWMutex
+	// wire is held while networks that share an external switch come or go.
+	wire sync.Mutex
 
 	index    sync.Mutex // guards what follows, and the endpoints of every network
 	networks map[string]*network
@@ -144,6 +152,10 @@ func (s *Service) CreateNetwork(ctx context.Context, req NetworkRequest) error {
 	if err != nil {
 		return fmt.Errorf("create network %s: read the host's routes: %w", brief(req.ID), err)
 	}
+	defer s.lockWire(record)()
+	if err := s.connect(ctx, &record); err != nil {
+		return fmt.Errorf("create network %s: %w", brief(req.ID), err)
+	}
 	n := newNetwork(record)
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -154,11 +166,12 @@ func (s *Service) CreateNetwork(ctx context.Context, req NetworkRequest) error {
 		s.forget(n)
 		return fmt.Errorf("create network %s: prepare the host: %w", brief(req.ID), err)
 	}
-	if err := s.change(ctx, n, nil, mode.Plan(record, nil), Change{networkBucket, record.ID, encode(record)}); err != nil {
+	if err := s.change(ctx, n, s.shared(n), mode.PlanNetwork(record), Change{networkBucket, record.ID, encode(record)}); err != nil {
 		s.forget(n)
 		return fmt.Errorf("create network %s: %w", brief(req.ID), err)
 	}
 	n.stored = true
+	s.askGateways(ctx)
 	s.log.WithField("network", brief(req.ID)).Infof("network created: mode %s, subnets %s", record.Options.Mode, pools(record))
 	return nil
 }
@@ -167,6 +180,11 @@ func (s *Service) CreateNetwork(ctx context.Context, req NetworkRequest) error {
 func (s *Service) DeleteNetwork(ctx context.Context, id string) error {
 	s.all.RLock()
 	defer s.all.RUnlock()
+	record, known := s.record(id)
+	if !known {
+		return nil
+	}
+	defer s.lockWire(record)()
 	n, err := s.lock(id)
 	if errors.Is(err, errUnknown) {
 		return nil
@@ -179,7 +197,7 @@ func (s *Service) DeleteNetwork(ctx context.Context, id string) error {
 	for _, e := range n.endpoints {
 		changes = append(changes, endpointGone(e))
 	}
-	if err := s.change(ctx, n, mode.Plan(n.record, n.list()), nil, changes...); err != nil {
+	if err := s.change(ctx, n, mode.Plan(n.record, n.list()), s.shared(n), changes...); err != nil {
 		return fmt.Errorf("delete network %s: %w", brief(id), err)
 	}
 	s.forget(n)
@@ -368,7 +386,7 @@ func (s *Service) stand(ctx context.Context, n *network, wanted plan.State) erro
 	}
 	base := mode.Host(uplinks, n.record)
 	if len(wanted) > 0 {
-		base.Merge(mode.Plan(n.record, nil))
+		base.Merge(mode.PlanNetwork(n.record))
 	}
 	return s.converge(ctx, nil, base)
 }
@@ -394,8 +412,8 @@ func (s *Service) reserve(n *network, routes []plan.HostRoute) (exists bool, err
 		}
 		for _, r := range routes {
 			// A wider route to a router gives way to the network's own; one on a link, or inside
-			// the subnet, would be cut off.
-			if r.Prefix.Overlaps(subnet.Pool) && (r.OnLink || r.Prefix.Bits() >= subnet.Pool.Bits()) && !strings.HasPrefix(r.Link, "dwb") {
+			// the subnet, would be cut off. A network on the wire has no route of its own.
+			if !n.record.External() && r.Prefix.Overlaps(subnet.Pool) && (r.OnLink || r.Prefix.Bits() >= subnet.Pool.Bits()) && !strings.HasPrefix(r.Link, "dwb") {
 				return false, fmt.Errorf("create network %s: subnet %s overlaps the host's route to %s on %s: choose another with --subnet", brief(n.record.ID), subnet.Pool, r.Prefix, r.Link)
 			}
 		}
@@ -412,6 +430,17 @@ func (s *Service) forget(n *network) {
 	defer s.index.Unlock()
 	n.gone = true
 	delete(s.networks, n.record.ID)
+}
+
+// record is what is known of a network.
+func (s *Service) record(id string) (mode.Network, bool) {
+	s.index.Lock()
+	defer s.index.Unlock()
+	n, ok := s.networks[id]
+	if !ok {
+		return mode.Network{}, false
+	}
+	return n.record, true
 }
 
 // lock finds a network and takes its lock.

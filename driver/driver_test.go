@@ -114,7 +114,7 @@ func TestEveryOperationFails(t *testing.T) {
 		ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
 		s := newService(t, k, st)
 		for range rapid.IntRange(1, 25).Draw(t, "calls") {
-			net, ep := rapid.IntRange(1, 2).Draw(t, "network"), rapid.IntRange(0, 2).Draw(t, "endpoint")
+			net, ep := rapid.IntRange(1, 4).Draw(t, "network"), rapid.IntRange(0, 2).Draw(t, "endpoint")
 			req := endpointRequest(net, ep)
 			before := s.wanted().String()
 			k.failIn = rapid.IntRange(0, 12).Draw(t, "fail in")
@@ -339,7 +339,7 @@ func TestCreateNetworkRefuses(t *testing.T) {
 		{"bad value", NetworkRequest{ID: networkID(9), Options: map[string]string{"mtu": "tiny"}, IPv4: webRequest(9).IPv4}, `option mtu="tiny": not a number of bytes from 68 to 65535`},
 		{"no subnet", NetworkRequest{ID: networkID(9)}, "neither an IPv4 nor an IPv6 subnet"},
 		{"ID is no ID", NetworkRequest{ID: "../../etc"}, "is not one of an engine"},
-		{"other mode", NetworkRequest{ID: networkID(9), Options: map[string]string{"mode": "overlay"}, IPv4: webRequest(9).IPv4}, "only mode nat"},
+		{"other mode", NetworkRequest{ID: networkID(9), Options: map[string]string{"mode": "overlay"}, IPv4: webRequest(9).IPv4}, "no mode overlay yet"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

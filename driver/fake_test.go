@@ -22,19 +22,21 @@ import (
 // there, an element of a table that is not there, a host port that is taken. Every operation can
 // be made to fail.
 type fakeKernel struct {
-	mu     sync.Mutex
-	state  plan.State
-	taken  map[plan.Key]bool // host ports of somebody else
-	routes []plan.HostRoute
-	failIn int // the operation, counted from 1, that fails; 0: none
-	done   []plan.Op
-	tick   chan struct{}
+	mu      sync.Mutex
+	state   plan.State
+	taken   map[plan.Key]bool // host ports of somebody else
+	routes  []plan.HostRoute
+	uplinks map[string]plan.Uplink
+	gateway plan.MAC
+	failIn  int // the operation, counted from 1, that fails; 0: none
+	done    []plan.Op
+	tick    chan struct{}
 }
 
 var errInjected = errors.New("injected failure")
 
 func newFakeKernel() *fakeKernel {
-	return &fakeKernel{state: plan.State{}, taken: map[plan.Key]bool{}, tick: make(chan struct{}, 1)}
+	return &fakeKernel{uplinks: map[string]plan.Uplink{"eth1": {Name: "eth1", MAC: plan.MAC{2, 0, 0, 0, 0, 1}, MTU: 1500}}, state: plan.State{}, taken: map[plan.Key]bool{}, tick: make(chan struct{}, 1)}
 }
 
 func (k *fakeKernel) Observe(_ context.Context, keys []plan.Key) (plan.State, error) {
@@ -81,7 +83,7 @@ func (k *fakeKernel) do(op plan.Op) error {
 	}
 	switch o := op.Object.(type) {
 	case plan.Veth:
-		if k.state[plan.Bridge{Name: o.Bridge}.Key()] == nil {
+		if k.state[plan.Bridge{Name: o.Bridge}.Key()] == nil && k.state[plan.Switch{Name: o.Bridge}.Key()] == nil && !k.uplinks[o.Bridge].Bridge {
 			return fmt.Errorf("no link %s", o.Bridge)
 		}
 	case plan.Address:
@@ -115,7 +117,23 @@ func (k *fakeKernel) fail() error {
 func (k *fakeKernel) Watch(context.Context) (<-chan struct{}, error)   { return k.tick, nil }
 func (k *fakeKernel) Routes(context.Context) ([]plan.HostRoute, error) { return k.routes, nil }
 func (k *fakeKernel) Uplinks(context.Context) ([]string, error)        { return []string{"eth0"}, nil }
-func (k *fakeKernel) Warnings() []string                               { return nil }
+func (k *fakeKernel) Uplink(_ context.Context, name string) (plan.Uplink, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	uplink, ok := k.uplinks[name]
+	if !ok {
+		return plan.Uplink{}, fmt.Errorf("no link %s", name)
+	}
+	return uplink, k.fail()
+}
+
+func (k *fakeKernel) Neighbour(context.Context, string, netip.Addr) (plan.MAC, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.gateway, k.fail()
+}
+
+func (k *fakeKernel) Warnings() []string { return nil }
 func (k *fakeKernel) holds(t *testing.T, s *Service, want bool, o plan.Object) {
 	t.Helper()
 	k.mu.Lock()
@@ -198,8 +216,13 @@ func (s *Service) wanted() plan.State {
 func networkID(i int) string  { return fmt.Sprintf("%011x%053x", i, i) }
 func endpointID(i int) string { return fmt.Sprintf("%011x%053x", i, i) }
 
+// webRequest asks for a network of mode nat, but for 3 and 4, which are external and share an uplink.
 func webRequest(i int) NetworkRequest {
-	return NetworkRequest{ID: networkID(i), IPv4: []mode.Subnet{{Pool: netip.MustParsePrefix(fmt.Sprintf("198.18.%d.0/24", i)), Gateway: netip.MustParseAddr(fmt.Sprintf("198.18.%d.1", i))}}}
+	var options map[string]string
+	if i == 3 || i == 4 {
+		options = map[string]string{"mode": map[int]string{3: "l2bridge", 4: "transparent"}[i], "interface": "eth1"}
+	}
+	return NetworkRequest{Options: options, ID: networkID(i), IPv4: []mode.Subnet{{Pool: netip.MustParsePrefix(fmt.Sprintf("198.18.%d.0/24", i)), Gateway: netip.MustParseAddr(fmt.Sprintf("198.18.%d.1", i))}}}
 }
 
 func endpointRequest(net, i int) EndpointRequest {

@@ -82,10 +82,11 @@ type work struct {
 	gone  []mode.Endpoint // joined, but their link has vanished
 	stale []plan.Op       // remove what nobody wants
 	parts [][]plan.Op     // of the host and of each network
+	moved []mode.Network  // whose uplink or gateway is another than it was
 }
 
 func (w work) empty() bool {
-	return len(w.gone) == 0 && len(w.stale) == 0 && len(slices.Concat(w.parts...)) == 0
+	return len(w.gone) == 0 && len(w.stale) == 0 && len(slices.Concat(w.parts...)) == 0 && len(w.moved) == 0
 }
 
 // compare finds what there is to do.
@@ -100,6 +101,9 @@ func (s *Service) compare(ctx context.Context) (work, error) {
 		networks = append(networks, n.record)
 		endpoints = append(endpoints, n.list())
 	})
+	for i, n := range networks {
+		networks[i] = s.refresh(ctx, n)
+	}
 	host := mode.Host(uplinks, networks...)
 	all := plan.State{}.Merge(host)
 	for i, n := range networks {
@@ -109,21 +113,26 @@ func (s *Service) compare(ctx context.Context) (work, error) {
 	if err != nil {
 		return work{}, fmt.Errorf("observe the kernel: %w", err)
 	}
-	var w work
+	w := work{moved: s.moved(networks)}
 	wanted := []plan.State{host}
 	all = plan.State{}.Merge(host)
 	for i, n := range networks {
 		var there []mode.Endpoint
 		for _, e := range endpoints[i] {
-			if _, ok := observed[plan.Veth{Name: e.Port()}.Key()]; e.Joined && !ok {
+			port := plan.Veth{Name: e.Port()}.Key()
+			if mode.PlanEndpoint(n, e)[port] != nil && observed[port] == nil {
 				w.gone = append(w.gone, e)
 			} else {
 				there = append(there, e)
 			}
 		}
 		state := mode.Plan(n, there)
-		wanted = append(wanted, state)
 		all.Merge(state)
+		for _, e := range there {
+			// A link without an end in the host is in its container, or gone with it.
+			delete(state, plan.Macvlan{Name: e.Peer()}.Key())
+		}
+		wanted = append(wanted, state)
 	}
 	stale := maps.Clone(observed)
 	maps.DeleteFunc(stale, func(k plan.Key, _ plan.Object) bool { return all[k] != nil })
@@ -145,10 +154,12 @@ func (s *Service) repair(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.follow(w.moved)
 	problems := []error{s.collect(w.gone), s.settle(ctx, w.stale)}
 	for _, ops := range w.parts {
 		problems = append(problems, s.settle(ctx, ops))
 	}
+	s.askGateways(ctx)
 	return errors.Join(problems...)
 }
 
@@ -243,7 +254,7 @@ func (s *Service) Status() Status {
 func (s *Service) Networks() []NetworkInfo {
 	out := []NetworkInfo{}
 	s.each(func(n *network) {
-		info := NetworkInfo{ID: n.record.ID, Name: n.record.Options.Name, Mode: string(n.record.Options.Mode), Bridge: n.record.Bridge(), Endpoints: len(n.endpoints), Internal: n.record.Internal, MTU: n.record.Options.MTU}
+		info := NetworkInfo{ID: n.record.ID, Name: n.record.Options.Name, Mode: string(n.record.Options.Mode), Bridge: n.record.Bridge(), Endpoints: len(n.endpoints), Internal: n.record.Internal, MTU: n.record.MTU()}
 		for _, subnet := range n.record.Subnets() {
 			info.Subnets = append(info.Subnets, subnet.Pool.String())
 			info.Spaces = append(info.Spaces, subnet.Space)

@@ -39,8 +39,11 @@ func parseNetwork(req NetworkRequest) (mode.Network, error) {
 	return n, nil
 }
 
-// same reports whether two records ask for the same network.
-func same(a, b mode.Network) bool { return bytes.Equal(encode(a), encode(b)) }
+// same reports whether two records ask for the same network, however it is connected now.
+func same(a, b mode.Network) bool {
+	a.Wire, b.Wire = mode.Wire{}, mode.Wire{}
+	return bytes.Equal(encode(a), encode(b))
+}
 
 // parseEndpoint makes the record that a request asks for. The caller holds n.mu.
 func (n *network) parseEndpoint(req EndpointRequest) (mode.Endpoint, error) {
@@ -50,7 +53,7 @@ func (n *network) parseEndpoint(req EndpointRequest) (mode.Endpoint, error) {
 	if err := mode.ParseEndpointOptions(req.Options); err != nil {
 		return mode.Endpoint{}, err
 	}
-	e := mode.Endpoint{ID: req.ID, NetworkID: req.NetworkID, Address: req.Address, Address6: req.Address6, MAC: req.MAC}
+	e := mode.Endpoint{ID: req.ID, NetworkID: req.NetworkID, Address: req.Address, Address6: req.Address6, MAC: req.MAC, External: n.record.External()}
 	if len(e.Addresses()) == 0 {
 		return mode.Endpoint{}, errors.New("it has no address: the network's address manager gave none")
 	}

@@ -55,6 +55,8 @@ var (
 	behindIP4  = &nft.Set{Family: nft.Inet, Name: "behind4", Key: []nft.Type{nft.IPv4}, Comment: "containers behind the host's MAC"}
 	behindIP6  = &nft.Set{Family: nft.Inet, Name: "behind6", Key: []nft.Type{nft.IPv6}, Comment: "containers behind the host's MAC"}
 	tunnelled4 = &nft.Set{Family: nft.Inet, Name: "tunnelled4", Key: []nft.Type{nft.IPv4}, Comment: "containers behind the gateway"}
+
+	externalInet = []*nft.Set{external, open4, open6, behindIP4, behindIP6, tunnelled4}
 )
 
 // oneArm accepts what the host routes for published ports from an external switch back into it.
@@ -140,6 +142,8 @@ func validateExternal(n Network) error {
 		return fmt.Errorf("mode %s needs an uplink: give -o interface=… with the network interface, or the bridge, that leads to the LAN", m)
 	case n.Internal:
 		return fmt.Errorf("an internal network has no uplink: leave --internal out, or use mode nat in place of %s", m)
+	case n.Options.Macvlan && n.Options.DisableICC:
+		return errors.New("option disable_icc needs a switch: leave backend=macvlan out")
 	case m == L2Tunnel && len(n.IPv6) > 0:
 		return errors.New("mode l2tunnel is for IPv4: leave --ipv6 out")
 	}
@@ -164,6 +168,12 @@ func externalNetwork(n Network) plan.State {
 	if n.Options.VLAN != 0 {
 		s.Add(plan.VLAN{Name: n.uplink(), Alias: n.wireAlias(), Uplink: n.Options.Interface, ID: n.Options.VLAN, Up: true})
 	}
+	if n.Options.Macvlan {
+		if n.Options.HostAccess {
+			s.Add(plan.Macvlan{Name: n.shim(), Alias: n.wireAlias(), Lower: n.uplink(), MAC: macFrom("shim " + n.shim() + n.Wire.MAC.String()), MTU: n.Wire.MTU, Up: true})
+		}
+		return s
+	}
 	s.Add(plan.Switch{Name: n.Bridge(), Alias: n.wireAlias(), Uplink: n.uplink(), Up: true, Moved: true})
 	return s
 }
@@ -183,6 +193,9 @@ func externalEndpoint(n Network, e Endpoint) plan.State {
 	s := plan.State{}
 	if !e.Joined {
 		return s
+	}
+	if n.Options.Macvlan {
+		return macvlanEndpoint(n, e)
 	}
 	s.Merge(port(n, e))
 	s.Add(element(host, e.Port(), n.Wire.MAC.String()))
@@ -205,6 +218,23 @@ func externalEndpoint(n Network, e Endpoint) plan.State {
 	}
 	return s
 }
+
+// macvlanEndpoint is what an endpoint without a switch wants: a link, which leaves with the container,
+// and the way for the host to it.
+func macvlanEndpoint(n Network, e Endpoint) plan.State {
+	s := plan.Of(plan.Macvlan{Name: e.Peer(), Alias: e.Alias(), Lower: n.uplink(), MAC: e.MAC, MTU: n.MTU(), Up: false})
+	if !n.Options.HostAccess {
+		return s
+	}
+	for _, a := range e.Addresses() {
+		s.Add(plan.Route{Prefix: netip.PrefixFrom(a, a.BitLen()), Link: n.shim()})
+	}
+	return s
+}
+
+// shim is the host's own macvlan link, by which it reaches its containers: what the host sends on
+// the uplink itself goes to the wire only.
+func (n Network) shim() string { return n.Options.linkName("dwm") }
 
 // behindHost has the wire see the host's MAC in place of the container's.
 func behindHost(n Network, e Endpoint) plan.State {

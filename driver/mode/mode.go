@@ -28,6 +28,19 @@ func Validate(n Network) error {
 	return nil
 }
 
+// ValidateWire reports what in a network's record the uplink cannot do.
+func ValidateWire(n Network) error {
+	switch {
+	case n.Wire.Foreign && n.Options.VLAN != 0:
+		return fmt.Errorf("option interface=%q is a bridge, and vlan=%d needs the network interface that carries the tag: name that", n.Options.Interface, n.Options.VLAN)
+	case n.MTU() > n.Wire.MTU:
+		return fmt.Errorf("option mtu=%d: the uplink %s carries at most %d", n.MTU(), n.Options.Interface, n.Wire.MTU)
+	case len(n.IPv6) > 0 && n.MTU() < minMTU6:
+		return fmt.Errorf("the uplink %s has MTU %d, and IPv6 needs at least %d (RFC 8200)", n.Options.Interface, n.MTU(), minMTU6)
+	}
+	return nil
+}
+
 // Full reports whether the network can take no more endpoints on this host.
 func Full(endpoints int) bool { return endpoints >= maxEndpoints }
 

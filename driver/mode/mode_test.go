@@ -5,12 +5,14 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
 
 	"github.com/dockway/dockway/driver/plan"
+	"github.com/dockway/dockway/driver/plan/nft"
 	"github.com/dockway/dockway/driver/policy"
 )
 
@@ -73,17 +75,23 @@ func TestGolden(t *testing.T) {
 	golden(t, "host-ipv6.plan", Host([]string{"eth0"}, n).String())
 }
 
-// TestPage compares the generated parts of the mode's page with the code.
-func TestPage(t *testing.T) {
-	path := filepath.Join("..", "..", "docs", "modes", "nat.md")
+// TestPages compares the generated parts of the modes' pages with the code.
+func TestPages(t *testing.T) {
+	for _, m := range every {
+		t.Run(string(m), func(t *testing.T) { comparePage(t, m) })
+	}
+}
+
+func comparePage(t *testing.T, m Name) {
+	path := filepath.Join("..", "..", "docs", "modes", string(m)+".md")
 	page, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	text := string(page)
 	for mark, part := range map[string]string{
-		"options": OptionsTable(NAT),
-		"rules":   "```\n" + InetTable().String() + BridgeTable().String() + "```\n",
+		"options": OptionsTable(m),
+		"rules":   "```\n" + rules(m) + "```\n",
 	} {
 		begin := strings.Index(text, "<!-- "+mark)
 		end := strings.Index(text, "<!-- end of "+mark)
@@ -103,6 +111,26 @@ func TestPage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// rules are the part of the rules that a mode's page is about.
+func rules(m Name) string {
+	inet, bridge := InetTable(), BridgeTable()
+	part := func(t *nft.Table, own bool) string {
+		t.Sets = slices.DeleteFunc(t.Sets, func(s *nft.Set) bool {
+			return (slices.Contains(externalSets, s) || slices.Contains(externalInet, s)) != own
+		})
+		t.Chains = slices.DeleteFunc(t.Chains, func(c *nft.Chain) bool { return (slices.Contains(externalChains, c) || c == oneArm) != own })
+		return t.String()
+	}
+	if m == NAT {
+		return part(inet, false) + part(bridge, false)
+	}
+	text := part(bridge, true)
+	if m != Transparent {
+		text += part(inet, true)
+	}
+	return text
 }
 
 // TestPlanIsTheSumOfItsEndpoints is what lets the service converge one endpoint by itself.

@@ -80,7 +80,7 @@ const (
 func InetTable() *nft.Table {
 	return &nft.Table{
 		Family: nft.Inet, Name: "dockway",
-		Sets: []*nft.Set{endpoint4, endpoint6, loopback, internal, member4, member6, uplinkSet, port4, port6, anyPort4, anyPort6, external, open4, open6, behindIP4, behindIP6, tunnelled4},
+		Sets: append([]*nft.Set{endpoint4, endpoint6, loopback, internal, member4, member6, uplinkSet, port4, port6, anyPort4, anyPort6}, externalInet...),
 		Chains: []*nft.Chain{
 			{Name: "raw", Type: "filter", Hook: "prerouting", Priority: prioRaw, Rules: []nft.Rule{
 				nft.R("on an external switch: bridged, needs no tracking", nft.MarkIs{Bit: bridged}, nft.MarkClear{Bit: bridged}, nft.Notrack{}, nft.Goto("admit")),
@@ -197,11 +197,9 @@ func natNetwork(n Network) plan.State {
 	if len(n.IPv6) == 0 {
 		noIPv6 = "1"
 	}
-	seed := sha256.Sum256([]byte("bridge " + n.ID))
-	mac := plan.MAC(seed[:6])
-	mac[0] = mac[0]&^1 | 2
+	mac := macFrom("bridge " + n.ID)
 	s := plan.Of(
-		plan.Bridge{Name: n.Bridge(), Alias: n.Alias(), MAC: mac, MTU: n.Options.MTU, Up: true},
+		plan.Bridge{Name: n.Bridge(), Alias: n.Alias(), MAC: mac, MTU: n.MTU(), Up: true},
 		plan.Sysctl{Name: "net/ipv6/conf/" + n.Bridge() + "/accept_ra", Value: "0"},
 		plan.Sysctl{Name: "net/ipv6/conf/" + n.Bridge() + "/disable_ipv6", Value: noIPv6},
 	)
@@ -255,7 +253,7 @@ var (
 // port is an endpoint's link, and what may be sent on it.
 func port(n Network, e Endpoint) plan.State {
 	s := plan.Of(
-		plan.Veth{Name: e.Port(), Alias: e.Alias(), Bridge: n.Bridge(), MTU: n.Options.MTU, Isolated: n.Options.DisableICC, Up: true, Peer: e.Peer(), PeerMAC: e.MAC},
+		plan.Veth{Name: e.Port(), Alias: e.Alias(), Bridge: n.Bridge(), MTU: n.MTU(), Isolated: n.Options.DisableICC, Up: true, Peer: e.Peer(), PeerMAC: e.MAC},
 		element(station, e.Port(), e.MAC.String()),
 	)
 	if e.Address.IsValid() {
@@ -300,6 +298,14 @@ func publish(b policy.Binding) plan.State {
 		s.Add(element(published, container.String(), proto, strconv.Itoa(int(b.Container.Port()))))
 	}
 	return s
+}
+
+// macFrom is a locally administered MAC that is always the same for a text.
+func macFrom(text string) plan.MAC {
+	sum := sha256.Sum256([]byte(text))
+	mac := plan.MAC(sum[:6])
+	mac[0] = mac[0]&^1 | 2 // unicast, locally administered (IEEE 802, section 8.4)
+	return mac
 }
 
 func element(set *nft.Set, key ...string) plan.Element {

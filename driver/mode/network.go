@@ -25,6 +25,7 @@ type Subnet struct {
 type Wire struct {
 	Foreign bool     `json:"foreign,omitempty"` // the link that was named is a bridge of the host's: it is used as it is
 	MAC     plan.MAC `json:"mac"`               // of the host on the wire
+	MTU     int      `json:"mtu"`
 	// Gateway is the MAC of the network's gateway, zero when it does not answer. It is not recorded: who
 	// starts asks again.
 	Gateway plan.MAC `json:"-"`
@@ -62,6 +63,22 @@ func (n Network) Bridge() string {
 		return n.Options.Interface
 	}
 	return n.Options.linkName("dwx")
+}
+
+// MTU is the largest packet of the network's containers, in bytes.
+func (n Network) MTU() int {
+	if n.Options.MTU == 0 {
+		return n.Wire.MTU
+	}
+	return n.Options.MTU
+}
+
+// TunnelGateway is the gateway that everything is sent to, invalid when the mode has no such.
+func (n Network) TunnelGateway() netip.Addr {
+	if n.Options.Mode != L2Tunnel || len(n.IPv4) == 0 {
+		return netip.Addr{}
+	}
+	return n.IPv4[0].Gateway
 }
 
 // External reports whether the network is on an external switch.

@@ -32,6 +32,8 @@ type Options struct {
 	Mode        Name       `json:"mode"`
 	Interface   string     `json:"interface,omitempty"`    // the uplink, or a bridge of the host's
 	VLAN        int        `json:"vlan,omitempty"`         // 1 to 4094; 0: untagged
+	Macvlan     bool       `json:"macvlan,omitempty"`      // backend=macvlan: no switch, the host's uplink stays as it is
+	HostAccess  bool       `json:"host_access,omitempty"`  // of backend macvlan: the host reaches its containers
 	Name        string     `json:"name,omitempty"`         // network_name
 	MTU         int        `json:"mtu"`                    // bytes, without the Ethernet header; 0: the uplink's
 	DisableICC  bool       `json:"disable_icc,omitempty"`  // endpoints of the network cannot reach each other
@@ -112,6 +114,17 @@ var options = []option{
 		o.VLAN = n // 0 is HNS's way to say none
 		return nil
 	}},
+	{name: "backend", modes: []Name{Transparent}, value: "`bridge` or `macvlan`", doc: "How containers share the uplink: by a switch, which takes the uplink's addresses, or as macvlan links of it, which leave the host as it is but cannot be firewalled. `bridge` unless given.", set: func(o *Options, v string) error {
+		if v != "bridge" && v != "macvlan" {
+			return errors.New("use bridge or macvlan")
+		}
+		o.Macvlan = v == "macvlan"
+		return nil
+	}},
+	{name: "host_access", modes: []Name{Transparent}, value: "`true` or `false`", doc: "With `backend=macvlan`, lets the host reach its containers, and them it, by a macvlan link of its own. With `backend=bridge` they always can.", set: func(o *Options, v string) (err error) {
+		o.HostAccess, err = parseBool(v)
+		return err
+	}},
 	{name: "mtu", aliases: []string{engine + "driver.mtu"}, modes: every, value: "68 to 65535, from 1280 with IPv6", doc: "Largest packet in bytes in the containers, and on a nat network's bridge. Unless given, 1500 with nat and the uplink's with others.", set: func(o *Options, v string) error {
 		n, err := strconv.Atoi(v)
 		if err != nil || n < minMTU || n > maxMTU {
@@ -147,7 +160,6 @@ var options = []option{
 	{name: "vsid", aliases: []string{windows + "vsid"}},
 	{name: "outbound_nat", aliases: []string{windows + "enable_outboundnat"}},
 	{name: "outbound_nat_exceptions", aliases: []string{windows + "outboundnat_exceptions"}},
-	{name: "backend"},
 	// What engines leave among a driver's options though it is theirs.
 	{name: engine + "enable_ipv4", engines: true},
 	{name: engine + "enable_ipv6", engines: true},
@@ -173,10 +185,7 @@ func refused(name string, m Name) string {
 			return "a nat network always translates what leaves it"
 		}
 		return "this version leaves the container's address as it is"
-	case "backend":
-		if m == Transparent {
-			return "this version has only the backend bridge"
-		}
+	case "backend", "host_access":
 		return "only transparent networks have a choice of backend"
 	}
 	return "it is not for this mode"

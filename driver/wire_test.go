@@ -1,0 +1,111 @@
+package driver
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"github.com/dockway/dockway/driver/mode"
+	"github.com/dockway/dockway/driver/plan"
+	"github.com/dockway/dockway/driver/policy"
+)
+
+// TestSharedSwitch: networks of one uplink share its switch, which comes with the first and goes
+// with the last.
+func TestSharedSwitch(t *testing.T) {
+	ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
+	s := newService(t, k, st)
+	held := plan.Switch{Name: "dwxeth1"}
+	for _, i := range []int{3, 4} {
+		must(t, s.CreateNetwork(ctx, webRequest(i)))
+		agree(t, "create", s, k, st)
+		k.holds(t, s, true, held)
+	}
+	must(t, s.DeleteNetwork(ctx, networkID(3)))
+	agree(t, "delete one", s, k, st)
+	k.holds(t, s, true, held)
+	must(t, s.DeleteNetwork(ctx, networkID(4)))
+	agree(t, "delete both", s, k, st)
+	k.holds(t, s, false, held)
+}
+
+// TestUplinkChanges: another MAC of the uplink, and the gateway's, reach the rules with the next
+// look.
+func TestUplinkChanges(t *testing.T) {
+	ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
+	s := newService(t, k, st)
+	req := webRequest(4)
+	req.Options["mode"] = "l2tunnel"
+	must(t, s.CreateNetwork(ctx, req))
+	join(t, s, 4, 0)
+	port := mode.Endpoint{ID: endpointID(400), External: true}.Port()
+	element := func(name string) string {
+		for key, o := range k.state {
+			if e, ok := o.(plan.Element); ok && key.Kind == plan.KindElement && e.Set.Name == name && e.Elem == port {
+				return e.Data
+			}
+		}
+		return ""
+	}
+	if got := element("gateway"); got != "" {
+		t.Errorf("the gateway is %s before it has answered", got)
+	}
+	k.gateway = plan.MAC{2, 0, 0, 0, 0, 0xfe}
+	must(t, s.Repair(ctx))
+	if got := element("gateway"); got != k.gateway.String() {
+		t.Errorf("the gateway is %q, want %s", got, k.gateway)
+	}
+	k.uplinks["eth1"] = plan.Uplink{Name: "eth1", MAC: plan.MAC{2, 0, 0, 0, 0, 2}, MTU: 1500}
+	must(t, s.Repair(ctx))
+	if got := element("hostmac"); got != "02:00:00:00:00:02" {
+		t.Errorf("frames carry %q, want the uplink's MAC", got)
+	}
+	delete(k.uplinks, "eth1")
+	must(t, s.Repair(ctx))
+	if got := element("hostmac"); got != "02:00:00:00:00:02" {
+		t.Errorf("frames carry %q after the uplink vanished, want what they did", got)
+	}
+}
+
+// TestExternalRefuses: what external modes cannot do is refused with what to do, and nothing is left.
+func TestExternalRefuses(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		change func(*NetworkRequest)
+		want   string
+	}{
+		{"no uplink named", func(r *NetworkRequest) { delete(r.Options, "interface") }, "-o interface="},
+		{"no such uplink", func(r *NetworkRequest) { r.Options["interface"] = "eth9" }, `option interface="eth9"`},
+		{"internal", func(r *NetworkRequest) { r.Internal = true }, "--internal"},
+		{"MTU", func(r *NetworkRequest) { r.Options["mtu"] = "9000" }, "carries at most 1500"},
+		{"VLAN of a bridge", func(r *NetworkRequest) { r.Options["interface"], r.Options["vlan"] = "br0", "20" }, "is a bridge"},
+		{"several uplinks", func(r *NetworkRequest) { r.Options["interface"] = "eth1,eth2" }, "bond"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			k, st := newFakeKernel(), newFakeStore()
+			k.uplinks["br0"] = plan.Uplink{Name: "br0", MTU: 1500, Bridge: true}
+			s := newService(t, k, st)
+			req := webRequest(3)
+			tt.change(&req)
+			err := s.CreateNetwork(context.Background(), req)
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v, want %q in it", err, tt.want)
+			}
+			agree(t, "refusal", s, k, st)
+		})
+	}
+}
+
+// TestTransparentPublishesNothing, in HNS's words.
+func TestTransparentPublishesNothing(t *testing.T) {
+	ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
+	s := newService(t, k, st)
+	must(t, s.CreateNetwork(ctx, webRequest(4)))
+	join(t, s, 4, 0)
+	must(t, s.Publish(ctx, networkID(4), endpointID(400), nil))
+	err := s.Publish(ctx, networkID(4), endpointID(400), []policy.PortMapping{tcp(8080, 80)})
+	if err == nil || !strings.Contains(err.Error(), "port mapping is not supported on the given network") {
+		t.Errorf("got %v", err)
+	}
+	agree(t, "refusal", s, k, st)
+}
