@@ -1,5 +1,5 @@
 #!/bin/sh
-# Sets up what the lab needs on a Debian 12 machine with Go: packages, two engines, an image. What is there is left alone;
+# Sets up what the lab needs on a Debian 12 machine with Go: packages, two engines, DHCP servers. What is there is left alone;
 # what was interrupted is done again. Nothing is started, and the machine's own engine is not touched.
 set -eu
 
@@ -23,8 +23,8 @@ packages() {
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
 }
 
-# engine NAME FUNCTION: FUNCTION fills a folder, which is moved into place when it is whole.
-engine() {
+# cached NAME FUNCTION: FUNCTION fills a folder, which is moved into place when it is whole.
+cached() {
 	[ -d "$cache/$1" ] && return 0
 	rm -rf "$cache/$1.part"
 	mkdir -p "$cache/$1.part"
@@ -32,19 +32,35 @@ engine() {
 	mv "$cache/$1.part" "$cache/$1"
 }
 
-# The engine of Debian is unpacked, not installed: its package would start it on this machine.
+# unpack FOLDER PACKAGE...: what is unpacked, not installed, does not run on this machine.
+unpack() {
+	dir=$1
+	shift
+	apt-get update -qq
+	mkdir "$dir/deb"
+	(cd "$dir/deb" && apt-get download -qq -o APT::Sandbox::User=root "$@")
+	for d in "$dir"/deb/*.deb; do dpkg -x "$d" "$dir"; done
+	rm -r "$dir/deb"
+}
+
+# The engine of Debian would be started by its package.
 debian() {
 	say "fetching Debian's engine (docker.io 20.10)"
-	apt-get update -qq
-	mkdir "$1/deb"
-	(cd "$1/deb" && apt-get download -qq -o APT::Sandbox::User=root docker.io containerd runc tini)
-	for d in "$1"/deb/*.deb; do dpkg -x "$d" "$1"; done
-	rm -r "$1/deb"
+	unpack "$1" docker.io containerd runc tini
 	mkdir "$1/bin"
 	for b in usr/bin/docker usr/sbin/dockerd usr/sbin/docker-proxy usr/bin/containerd usr/bin/containerd-shim-runc-v2 usr/sbin/runc; do
 		mv "$1/$b" "$1/bin/"
 	done
 	rm -rf "$1/usr" "$1/etc" "$1/lib" "$1/var"
+}
+
+# So would be the DHCP servers. The libraries that they need besides are installed: see packages below.
+dhcp() {
+	say "fetching Debian's DHCP servers (dnsmasq 2.90, Kea 2.2)"
+	unpack "$1" dnsmasq-base kea-dhcp4-server kea-common
+	rm -rf "$1/etc" "$1/lib" "$1/usr/share"
+	LD_LIBRARY_PATH=$(echo "$1"/usr/lib/*/) "$1/usr/sbin/kea-dhcp4" -v >/dev/null || fail "Kea does not run"
+	"$1/usr/sbin/dnsmasq" -v >/dev/null || fail "dnsmasq does not run"
 }
 
 build() { # build FOLDER MODULE...: with the Go toolchain, pinned
@@ -75,12 +91,14 @@ modules() {
 [ "$(id -u)" = 0 ] || fail "the lab is made of namespaces: run this as root"
 command -v go >/dev/null || fail "there is no go command: install Go first"
 packages nftables iptables iproute2 tcpdump busybox-static conntrack pkg-config libseccomp-dev gcc libc6-dev \
-	libdevmapper1.02.1 libsystemd0 util-linux procps kmod
+	libdevmapper1.02.1 libsystemd0 util-linux procps kmod \
+	liblog4cplus-2.0.5 libmariadb3 libpq5 libssl3 libdbus-1-3 libidn2-0 libnetfilter-conntrack3 libnftables1
 modules
 mkdir -p "$cache"
 exec 9>"$cache/lock" # two at once: the second waits, and finds all done
 flock 9
-engine debian debian
-engine "moby-$moby-$containerd-$runc" mobyengine
+cached debian debian
+cached dhcp dhcp
+cached "moby-$moby-$containerd-$runc" mobyengine
 ln -sfn "moby-$moby-$containerd-$runc" "$cache/moby"
 say "the lab is ready in $cache"

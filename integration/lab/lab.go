@@ -9,7 +9,6 @@ package lab
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -33,6 +32,8 @@ type Lab struct {
 	mu       sync.Mutex
 	machines []*Machine
 	links    int
+
+	building sync.Mutex // of the probe
 }
 
 const prefix = "dockway-lab-"
@@ -201,55 +202,6 @@ func (m *Machine) Run(args ...string) (string, error) {
 
 // Script runs a shell script on the machine.
 func (m *Machine) Script(script string) (string, error) { return m.Run("sh", "-ec", script) }
-
-// LAN is an Ethernet segment: a bridge on a machine of its own.
-type LAN struct {
-	*Machine
-	lab *Lab
-}
-
-// LAN makes a segment.
-func (l *Lab) LAN(name string) (*LAN, error) {
-	m, err := l.Machine(name)
-	if err != nil {
-		return nil, err
-	}
-	_, err = m.Script("ip link add lan type bridge mcast_snooping 0; ip link set lan up; sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0 net.ipv6.conf.lan.disable_ipv6=1")
-	return &LAN{Machine: m, lab: l}, err
-}
-
-// Plug connects a machine to the segment with a link and addresses.
-func (n *LAN) Plug(m *Machine, link string, addresses ...string) error {
-	n.lab.mu.Lock()
-	n.lab.links++
-	port := "p" + strconv.Itoa(n.lab.links)
-	n.lab.mu.Unlock()
-	// Only the network namespace of the LAN: PIDs are this process's.
-	args := []string{"-t", strconv.Itoa(n.PID()), "-n", "--", "ip", "link", "add", port, "type", "veth",
-		"peer", "name", link, "address", hardware(m.Name, link), "netns", strconv.Itoa(m.PID())}
-	if out, err := exec.Command("nsenter", args...).CombinedOutput(); err != nil {
-		return fmt.Errorf("plug %s into %s: %w: %s", m.Name, n.Name, err, out)
-	}
-	if _, err := n.Script(fmt.Sprintf("ip link set %s master lan up", port)); err != nil {
-		return err
-	}
-	script := fmt.Sprintf("ip link set %s up\n", link)
-	for _, a := range addresses {
-		nodad := ""
-		if strings.Contains(a, ":") {
-			nodad = " nodad"
-		}
-		script += fmt.Sprintf("ip address add %s dev %s%s\n", a, link, nodad)
-	}
-	_, err := m.Script(script)
-	return err
-}
-
-// hardware is the address of a machine's link: the same after each reboot, as its neighbours expect.
-func hardware(machine, link string) string {
-	sum := sha256.Sum256([]byte(machine + " " + link))
-	return fmt.Sprintf("02:%02x:%02x:%02x:%02x:%02x", sum[0], sum[1], sum[2], sum[3], sum[4])
-}
 
 // WaitFor polls until done, and says what was waited for when it takes longer than within.
 func WaitFor(within time.Duration, what string, done func() (bool, error)) error {

@@ -7,13 +7,19 @@ import (
 	"path/filepath"
 )
 
-// BuildProbe builds the probe program into the lab's folder.
+// BuildProbe gives the path of the probe program, which it builds into the lab's folder if it is
+// not there yet.
 func (l *Lab) BuildProbe() (string, error) {
+	l.building.Lock()
+	defer l.building.Unlock()
+	path := filepath.Join(l.dir, "probe")
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
 	root, err := Root()
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(l.dir, "probe")
 	build := exec.Command("go", "build", "-o", path, "./integration/probe")
 	build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-buildvcs=false")
 	if out, err := build.CombinedOutput(); err != nil {

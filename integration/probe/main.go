@@ -1,5 +1,5 @@
 // Command probe is what the lab runs inside containers and on machines without an engine: it
-// serves and asks over TCP and UDP, and counts what arrives.
+// serves and asks over TCP and UDP, counts what arrives, asks for neighbours and carries VLANs.
 package main
 
 import (
@@ -16,7 +16,7 @@ import (
 const usage = `probe serve tcp|udp ADDRESS           answer each client with its address, until ended
 probe ask tcp|udp ADDRESS             print what the server says: the address it saw
 probe hold tcp ADDRESS                one connection, a line each 10 ms there and back, until a line on stdin; prints how many
-` + rawUsage
+` + streamUsage + "\n" + neighbourUsage + "\n" + trunkUsage + "\n" + rawUsage
 
 func main() {
 	timeout := flag.Duration("timeout", 2*time.Second, "how long to wait for an answer")
@@ -32,6 +32,16 @@ func run(args []string, timeout time.Duration) error {
 		return errors.New(usage)
 	}
 	command, network, address := args[0], args[1], args[2]
+	switch {
+	case command == "arp" && len(args) == 3:
+		return arp(args[1], args[2], timeout)
+	case command == "nd" && len(args) == 3:
+		return nd(args[1], args[2], timeout)
+	case command == "ping" && len(args) == 4:
+		return ping(args[1], args[2], args[3], timeout)
+	case command == "trunk" && len(args) == 4:
+		return trunk(args[1], args[2], args[3])
+	}
 	switch command + " " + network {
 	case "serve tcp":
 		return serveTCP(address)
@@ -45,6 +55,10 @@ func run(args []string, timeout time.Duration) error {
 		return err
 	case "hold tcp":
 		return hold(address, timeout)
+	case "stream serve":
+		return serveStream(address, timeout)
+	case "stream to":
+		return streamTo(address, timeout)
 	}
 	return raw(command+" "+network, address, args[3:], timeout)
 }
