@@ -25,8 +25,11 @@ import (
 // External reports whether networks of the mode are on an external switch.
 func (m Name) External() bool { return m == Transparent || m == L2Bridge || m == L2Tunnel }
 
-// externalPorts are the ports on external switches.
-const externalPorts = "dwv-*"
+// Names of the ports on external switches, and of the switches.
+const (
+	externalPorts = "dwv-*"
+	switches      = "dwx*"
+)
 
 // Sets of family bridge: what the chains of the external modes know about endpoints.
 var (
@@ -46,25 +49,29 @@ var (
 	externalSets = []*nft.Set{inside4, inside6, host, l2port, hostMAC, behind4, behind6, routed4, routed6, tunnel, gateway, tenant4}
 )
 
-// Sets of family inet: published ports of l2bridge and l2tunnel networks, whose packets come in by
-// an external switch and go out by it again.
+// Sets of family inet: containers of l2bridge and l2tunnel networks, whose published ports the host
+// routes.
 var (
-	external   = &nft.Set{Family: nft.Inet, Name: "external", Key: []nft.Type{nft.IfName}, Comment: "external switches with published ports"}
 	open4      = &nft.Set{Family: nft.Inet, Name: "open4", Key: []nft.Type{nft.IPv4, nft.Protocol, nft.Service}, Comment: "published ports of containers on external switches"}
 	open6      = &nft.Set{Family: nft.Inet, Name: "open6", Key: []nft.Type{nft.IPv6, nft.Protocol, nft.Service}, Comment: "published ports of containers on external switches"}
 	behindIP4  = &nft.Set{Family: nft.Inet, Name: "behind4", Key: []nft.Type{nft.IPv4}, Comment: "containers behind the host's MAC"}
 	behindIP6  = &nft.Set{Family: nft.Inet, Name: "behind6", Key: []nft.Type{nft.IPv6}, Comment: "containers behind the host's MAC"}
 	tunnelled4 = &nft.Set{Family: nft.Inet, Name: "tunnelled4", Key: []nft.Type{nft.IPv4}, Comment: "containers behind the gateway"}
 
-	externalInet = []*nft.Set{external, open4, open6, behindIP4, behindIP6, tunnelled4}
+	externalInet = []*nft.Set{open4, open6, behindIP4, behindIP6, tunnelled4}
 )
 
-// oneArm accepts what the host routes for published ports from an external switch back into it.
-var oneArm = &nft.Chain{Name: "onearm", Rules: []nft.Rule{
-	nft.R("known flows", nft.AnyOf(nft.CtState, "established", "related"), nft.Goto("admit")),
-	nft.R("published ports", nft.Is(nft.CtStatus, "dnat"), nft.Goto("admit")),
+// published accepts what the host routes for published ports of containers on external switches.
+// What it does not accept is the host's own to decide.
+var published = &nft.Chain{Name: "published", Rules: []nft.Rule{
+	nft.R("to a published port", nft.Is(nft.CtStatus, "dnat"), nft.In(behindIP4, nft.IPDAddr), nft.Goto("admit")),
+	nft.R("and back", nft.Is(nft.CtStatus, "dnat"), nft.In(behindIP4, nft.IPSAddr), nft.Goto("admit")),
+	nft.R("to a published port (6)", nft.Is(nft.CtStatus, "dnat"), nft.In(behindIP6, nft.IP6DAddr), nft.Goto("admit")),
+	nft.R("and back (6)", nft.Is(nft.CtStatus, "dnat"), nft.In(behindIP6, nft.IP6SAddr), nft.Goto("admit")),
 	nft.R("straight to the container's address", nft.In(open4, nft.IPDAddr, nft.L4Proto, nft.DPort), nft.Goto("admit")),
+	nft.R("and back", nft.In(open4, nft.IPSAddr, nft.L4Proto, nft.SPort), nft.Is(nft.CtState, "established"), nft.Goto("admit")),
 	nft.R("straight to the container's address (6)", nft.In(open6, nft.IP6DAddr, nft.L4Proto, nft.DPort), nft.Goto("admit")),
+	nft.R("and back (6)", nft.In(open6, nft.IP6SAddr, nft.L4Proto, nft.SPort), nft.Is(nft.CtState, "established"), nft.Goto("admit")),
 }}
 
 // First options of neighbour discovery messages, type and length (RFC 4861, section 4.6.1).
@@ -159,9 +166,6 @@ func validateExternal(n Network) error {
 // the same uplink and VLAN share it.
 func externalNetwork(n Network) plan.State {
 	s := plan.State{}
-	if n.Options.Mode != Transparent {
-		s.Add(element(external, n.Bridge()))
-	}
 	if n.Wire.Foreign {
 		return s
 	}

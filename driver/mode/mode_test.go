@@ -120,7 +120,7 @@ func rules(m Name) string {
 		t.Sets = slices.DeleteFunc(t.Sets, func(s *nft.Set) bool {
 			return (slices.Contains(externalSets, s) || slices.Contains(externalInet, s)) != own
 		})
-		t.Chains = slices.DeleteFunc(t.Chains, func(c *nft.Chain) bool { return (slices.Contains(externalChains, c) || c == oneArm) != own })
+		t.Chains = slices.DeleteFunc(t.Chains, func(c *nft.Chain) bool { return (slices.Contains(externalChains, c) || c == published) != own })
 		return t.String()
 	}
 	if m == NAT {

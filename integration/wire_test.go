@@ -1,0 +1,381 @@
+package integration
+
+import (
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/dockway/dockway/integration/lab"
+)
+
+// The wire is a second LAN of the shared hosts, for the modes that take an uplink: both hosts, a
+// machine outside, and a router to a machine on another LAN.
+type wire struct {
+	lan     *lab.LAN
+	outside *lab.Machine
+	router  *lab.Router
+	far     *lab.Machine
+}
+
+// Its addresses. Containers of a host have a part of the subnet to themselves.
+const (
+	wire4, wire6                 = "198.18.64.0/24", "fd00:64::/64"
+	wireGateway, wireGateway6    = "198.18.64.254", "fd00:64::fe"
+	outside4, outside6           = "198.18.64.100", "fd00:64::100"
+	far4, far6                   = "198.18.65.100", "fd00:65::100"
+	farGateway, farGateway6      = "198.18.65.254", "fd00:65::fe"
+	containerUplink, wireServing = "eth1", ":80"
+)
+
+var (
+	wireHost4 = map[lab.Engine]string{lab.Debian: "198.18.64.1", lab.Moby: "198.18.64.2"}
+	wireHost6 = map[lab.Engine]string{lab.Debian: "fd00:64::1", lab.Moby: "fd00:64::2"}
+	wirePart4 = map[lab.Engine]string{lab.Debian: "198.18.64.16/28", lab.Moby: "198.18.64.32/28"}
+	wirePart6 = map[lab.Engine]string{lab.Debian: "fd00:64::16:0/112", lab.Moby: "fd00:64::32:0/112"}
+)
+
+// theWire makes the wire once, for all tests that use it. Machines outside serve port 80.
+var theWire = sync.OnceValues(func() (*wire, error) {
+	w := &wire{}
+	var err error
+	if w.lan, err = shared.lab.LAN("wire"); err != nil {
+		return nil, err
+	}
+	behind, err := shared.lab.LAN("behind")
+	if err != nil {
+		return nil, err
+	}
+	if w.router, err = shared.lab.Router("router"); err != nil {
+		return nil, err
+	}
+	if err := w.router.Plug(w.lan, "eth0", wireGateway+"/24", wireGateway6+"/64"); err != nil {
+		return nil, err
+	}
+	if err := w.router.Plug(behind, "eth1", farGateway+"/24", farGateway6+"/64"); err != nil {
+		return nil, err
+	}
+	machine := func(name string, n *lab.LAN, address, address6, gateway, gateway6 string) (*lab.Machine, error) {
+		m, err := shared.lab.Machine(name)
+		if err != nil {
+			return nil, err
+		}
+		if err := n.Plug(m, "eth0", address+"/24", address6+"/64"); err != nil {
+			return nil, err
+		}
+		if _, err := m.Script(fmt.Sprintf("ip route add default via %s; ip -6 route add default via %s", gateway, gateway6)); err != nil {
+			return nil, err
+		}
+		for _, network := range []string{"tcp", "udp"} {
+			if _, err := m.Start("", shared.probe, "serve", network, wireServing); err != nil {
+				return nil, err
+			}
+		}
+		return m, nil
+	}
+	if w.outside, err = machine("outside", w.lan, outside4, outside6, wireGateway, wireGateway6); err != nil {
+		return nil, err
+	}
+	if w.far, err = machine("far", behind, far4, far6, farGateway, farGateway6); err != nil {
+		return nil, err
+	}
+	for engine, h := range shared.hosts {
+		if err := h.Plug(w.lan, containerUplink, wireHost4[engine]+"/24", wireHost6[engine]+"/64"); err != nil {
+			return nil, err
+		}
+		if _, err := h.Script(fmt.Sprintf("ip route add 198.18.65.0/24 via %s; ip -6 route add fd00:65::/64 via %s", wireGateway, wireGateway6)); err != nil {
+			return nil, err
+		}
+	}
+	return w, nil
+})
+
+// onWire runs a test on the host of each engine, with the other host beside it, and compares what
+// the host has on its uplink before and after.
+func onWire(t *testing.T, test func(t *testing.T, w *wire, h, other *host)) {
+	w, err := theWire()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, engine := range []lab.Engine{lab.Debian, lab.Moby} {
+		t.Run(string(engine), func(t *testing.T) {
+			h := onHost(t, shared.hosts[engine])
+			var before, after string
+			settled(t, "the uplink's addresses are checked", func() bool {
+				before = h.uplink()
+				return !strings.Contains(before, "tentative")
+			})
+			t.Run("", func(t *testing.T) { // its cleanups come first
+				other := map[lab.Engine]lab.Engine{lab.Debian: lab.Moby, lab.Moby: lab.Debian}[engine]
+				test(t, w, onHost(t, shared.hosts[engine]), onHost(t, shared.hosts[other]))
+			})
+			settled(t, "the uplink is as it was", func() bool {
+				after = h.uplink()
+				return after == before
+			})
+			if t.Failed() {
+				t.Logf("the uplink was\n%s\nand now is\n%s", before, after)
+			}
+		})
+	}
+}
+
+// settled fails the test unless something comes true soon.
+func settled(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	if err := lab.WaitFor(5*time.Second, what, func() (bool, error) { return is(), nil }); err != nil {
+		t.Error(err)
+	}
+}
+
+// uplink is what the host has on its uplink, but for anycast addresses, which come with forwarding.
+func (h *host) uplink() string {
+	h.t.Helper()
+	out, err := h.Script("ip -o link show eth1 | sed 's/qdisc.*//; s/,UP,LOWER_UP//'; ip -o address show eth1; ip route show table all dev eth1 | sort; ip -6 route show table all dev eth1 | grep -v anycast | sort; ip -o link show type bridge | grep dwx || true")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return out
+}
+
+// wired makes a network of a mode on the wire, with the host's part of its subnets.
+func (h *host) wired(name, mode string, args ...string) {
+	h.t.Helper()
+	all := []string{"--subnet", wire4, "--gateway", wireGateway, "--ip-range", wirePart4[h.Engine], "-o", "mode=" + mode, "-o", "interface=" + containerUplink}
+	if mode != "l2tunnel" {
+		all = append(all, "--ipv6", "--subnet", wire6, "--gateway", wireGateway6, "--ip-range", wirePart6[h.Engine])
+	}
+	h.network(name, append(all, args...)...)
+}
+
+// mac is a container's MAC on a network.
+func (h *host) mac(container, network string) string {
+	h.t.Helper()
+	return h.docker("inspect", "-f", fmt.Sprintf("{{(index .NetworkSettings.Networks %q).MacAddress}}", network), container)
+}
+
+// each names both transports and both families of an endpoint's addresses.
+func eachWay(v4, v6 string, try func(network, address, family string)) {
+	for _, network := range []string{"tcp", "udp"} {
+		try(network, v4+":80", "4")
+		if v6 != "" {
+			try(network, "["+v6+"]:80", "6")
+		}
+	}
+}
+
+// TestTransparent: containers are on the LAN as machines are.
+func TestTransparent(t *testing.T) {
+	onWire(t, func(t *testing.T, w *wire, h, other *host) {
+		h.wired("lan", "transparent")
+		other.wired("lan", "transparent")
+		h.server("lan-a", "lan")
+		h.client("lan-b", "lan")
+		other.server("lan-c", "lan")
+		a, a6, mac := h.address("lan-a", "lan"), h.address6("lan-a", "lan"), h.mac("lan-a", "lan")
+		b, b6 := h.address("lan-b", "lan"), h.address6("lan-b", "lan")
+		c, c6 := other.address("lan-c", "lan"), other.address6("lan-c", "lan")
+		saw := func(v4, v6, family string) string { return map[string]string{"4": v4, "6": v6}[family] }
+
+		seen := w.outside.Capture(t, "eth0")
+		eachWay(a, a6, func(network, address, family string) {
+			reaches(t, "outside to container", on(w.outside), network, address, saw(outside4, outside6, family))
+			reaches(t, "another subnet to container", on(w.far), network, address, saw(far4, far6, family))
+			reaches(t, "container to container", h.in("lan-b"), network, address, saw(b, b6, family))
+			reaches(t, "host to its container", on(h.Machine), network, address, saw(wireHost4[h.Engine], wireHost6[h.Engine], family))
+			reaches(t, "other host's container to container", other.in("lan-c"), network, address, saw(c, c6, family))
+			reaches(t, "other host to container", on(other.Machine), network, address, saw(wireHost4[other.Engine], wireHost6[other.Engine], family))
+		})
+		eachWay(outside4, outside6, func(network, address, family string) {
+			reaches(t, "container to outside", h.in("lan-a"), network, address, saw(a, a6, family))
+		})
+		eachWay(far4, far6, func(network, address, family string) {
+			reaches(t, "container to another subnet", h.in("lan-a"), network, address, saw(a, a6, family))
+		})
+		eachWay(c, c6, func(network, address, family string) {
+			reaches(t, "container to other host's container", h.in("lan-a"), network, address, saw(a, a6, family))
+		})
+		if out := h.docker("exec", "lan-b", "ping", "-c1", "-W2", a); !strings.Contains(out, "ttl=64") {
+			t.Errorf("the TTL between two containers was changed: %s", out)
+		}
+		for _, ip := range []string{a, a6} {
+			seen.Saw(t, lab.TCP().From(ip).SourceMAC(mac))
+			seen.Saw(t, lab.TCP().To(ip).DestinationMAC(mac))
+			seen.Where(lab.Frames().From(ip)).AllFrames(t, "carries the container's MAC", lab.SourceMAC(mac))
+		}
+		h.refused("port mapping is not supported on the given network", "run", "--rm", "--network", "lan", "-p", "8080:80", lab.Image, "true")
+		h.refused("carries at most 1500", "network", "create", "-d", lab.Plugin, "--ipam-driver", lab.Plugin, "--subnet", "198.19.90.0/24", "-o", "mode=transparent", "-o", "interface=eth1", "-o", "mtu=9000", "wrong")
+		h.refused(`option interface="eth7"`, "network", "create", "-d", lab.Plugin, "--ipam-driver", lab.Plugin, "--subnet", "198.19.90.0/24", "-o", "mode=transparent", "-o", "interface=eth7", "wrong")
+		h.refused(`option interface="lo"`, "network", "create", "-d", lab.Plugin, "--ipam-driver", lab.Plugin, "--subnet", "198.19.90.0/24", "-o", "mode=transparent", "-o", "interface=lo", "wrong")
+	})
+}
+
+// TestL2Bridge: the wire sees the host's MAC, and the containers' addresses.
+func TestL2Bridge(t *testing.T) {
+	onWire(t, func(t *testing.T, w *wire, h, other *host) {
+		h.wired("pods", "l2bridge")
+		other.wired("pods", "l2bridge")
+		h.server("pods-a", "pods")
+		h.server("pods-b", "pods")
+		other.server("pods-c", "pods")
+		a, a6, mac := h.address("pods-a", "pods"), h.address6("pods-a", "pods"), h.mac("pods-a", "pods")
+		b, b6, bMAC := h.address("pods-b", "pods"), h.address6("pods-b", "pods"), h.mac("pods-b", "pods")
+		c, c6, cMAC := other.address("pods-c", "pods"), other.address6("pods-c", "pods"), other.mac("pods-c", "pods")
+		saw := func(v4, v6, family string) string { return map[string]string{"4": v4, "6": v6}[family] }
+		hostMAC, err := h.MAC(containerUplink)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Nobody knows anybody yet: what follows has to ask, by ARP and neighbour discovery.
+		for _, m := range []*lab.Machine{w.outside, w.router.Machine, h.Machine, other.Machine} {
+			if _, err := m.Script("ip neigh flush all"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		seen := w.outside.Capture(t, "eth0")
+		inside := h.CaptureIn(t, "pods-b", "eth0")
+		eachWay(a, a6, func(network, address, family string) {
+			reaches(t, "outside to container", on(w.outside), network, address, saw(outside4, outside6, family))
+			reaches(t, "another subnet to container", on(w.far), network, address, saw(far4, far6, family))
+			reaches(t, "container to container", h.in("pods-b"), network, address, saw(b, b6, family))
+			reaches(t, "host to its container", on(h.Machine), network, address, saw(wireHost4[h.Engine], wireHost6[h.Engine], family))
+			reaches(t, "other host's container to container", other.in("pods-c"), network, address, saw(c, c6, family))
+			reaches(t, "other host to container", on(other.Machine), network, address, saw(wireHost4[other.Engine], wireHost6[other.Engine], family))
+		})
+		eachWay(outside4, outside6, func(network, address, family string) {
+			reaches(t, "container to outside", h.in("pods-a"), network, address, saw(a, a6, family))
+		})
+		eachWay(far4, far6, func(network, address, family string) {
+			reaches(t, "container to another subnet", h.in("pods-a"), network, address, saw(a, a6, family))
+		})
+		eachWay(c, c6, func(network, address, family string) {
+			reaches(t, "container to other host's container", h.in("pods-a"), network, address, saw(a, a6, family))
+		})
+		// The hosts find the containers of others, and are found: from everywhere, by the host's MAC.
+		if out, err := w.outside.Run(shared.probe, "arp", "eth0", a); err != nil || out != hostMAC {
+			t.Errorf("ARP for a container is answered with %q (%v), want the host's MAC %s", out, err, hostMAC)
+		}
+		if out, err := w.outside.Run(shared.probe, "nd", "eth0", a6); err != nil || out != hostMAC {
+			t.Errorf("neighbour discovery for a container is answered with %q (%v), want the host's MAC %s", out, err, hostMAC)
+		}
+		for _, ip := range []string{a, a6} {
+			seen.Saw(t, lab.TCP().From(ip).SourceMAC(hostMAC))
+			seen.Saw(t, lab.TCP().To(ip).DestinationMAC(hostMAC))
+			inside.Saw(t, lab.TCP().From(ip).SourceMAC(mac).DestinationMAC(bMAC))
+		}
+		seen.Saw(t, lab.ARPReply().SenderMAC(hostMAC).SourceMAC(hostMAC))
+		seen.Saw(t, lab.NeighbourAdvertisement().LinkLayer(hostMAC).SourceMAC(hostMAC))
+		seen.Saw(t, lab.NeighbourSolicitation().LinkLayer(hostMAC).SourceMAC(hostMAC))
+		for _, hidden := range []string{mac, bMAC, cMAC} {
+			seen.Never(t, lab.Mentions(hidden))
+		}
+	})
+}
+
+// TestL2BridgePublishes: ports are published as in a nat network.
+func TestL2BridgePublishes(t *testing.T) {
+	onWire(t, func(t *testing.T, w *wire, h, other *host) {
+		h.wired("pub", "l2bridge")
+		h.server("pub-a", "pub", "-p", "8080:80", "-p", "8080:80/udp")
+		h.client("pub-b", "pub")
+		h.network("pub-nat")
+		h.client("pub-c", "pub-nat")
+		a, a6 := h.address("pub-a", "pub"), h.address6("pub-a", "pub")
+		b, b6 := h.address("pub-b", "pub"), h.address6("pub-b", "pub")
+		saw := func(v4, v6, family string) string { return map[string]string{"4": v4, "6": v6}[family] }
+		for _, network := range []string{"tcp", "udp"} {
+			for family, address := range map[string]string{"4": wireHost4[h.Engine] + ":8080", "6": "[" + wireHost6[h.Engine] + "]:8080"} {
+				reaches(t, "outside to published port", on(w.outside), network, address, saw(outside4, outside6, family))
+				reaches(t, "another subnet to published port", on(w.far), network, address, saw(far4, far6, family))
+				reaches(t, "host to its published port", on(h.Machine), network, address, "")
+				reaches(t, "container to published port", h.in("pub-b"), network, address, "")
+				reaches(t, "container to its own published port", h.in("pub-a"), network, address, "")
+				reaches(t, "other host to published port", on(other.Machine), network, address, saw(wireHost4[other.Engine], wireHost6[other.Engine], family))
+			}
+			reaches(t, "LAN of the host's other link to published port", on(shared.peer), network, h.ip+":8080", "")
+			reaches(t, "container of a nat network to published port", h.in("pub-c"), network, wireHost4[h.Engine]+":8080", "")
+			reaches(t, "host to its published port on loopback", on(h.Machine), network, "127.0.0.1:8080", "")
+		}
+		// Its own address still works, though the host routes what belongs to a published port.
+		eachWay(a, a6, func(network, address, family string) {
+			reaches(t, "outside to the container's own address", on(w.outside), network, address, saw(outside4, outside6, family))
+			reaches(t, "another subnet to the container's own address", on(w.far), network, address, saw(far4, far6, family))
+			reaches(t, "container to the container's own address", h.in("pub-b"), network, address, saw(b, b6, family))
+			reaches(t, "host to the container's own address", on(h.Machine), network, address, "")
+		})
+		h.docker("rm", "-f", "pub-a")
+		barred(t, "released port", on(w.outside), "tcp", wireHost4[h.Engine]+":8080")
+	})
+}
+
+// TestL2Tunnel: everything goes out to the gateway and comes back.
+func TestL2Tunnel(t *testing.T) {
+	onWire(t, func(t *testing.T, w *wire, h, other *host) {
+		h.wired("tenant", "l2tunnel")
+		other.wired("tenant", "l2tunnel")
+		h.server("tenant-a", "tenant", "-p", "8081:80")
+		h.server("tenant-b", "tenant")
+		other.server("tenant-c", "tenant")
+		a, b, c := h.address("tenant-a", "tenant"), h.address("tenant-b", "tenant"), other.address("tenant-c", "tenant")
+		mac := h.mac("tenant-a", "tenant")
+		gateway, err := w.router.MAC("eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		passes := func(what, from, to string, f from, address string) {
+			t.Helper()
+			for _, network := range []string{"tcp", "udp"} {
+				before, err := w.router.Forwarded(from, to)
+				if err != nil {
+					t.Fatal(err)
+				}
+				reaches(t, what, f, network, address, from)
+				if after, err := w.router.Forwarded(from, to); err != nil || after <= before {
+					t.Errorf("%s over %s does not pass the gateway: it forwarded %d packets before, %d after (%v)", what, network, before, after, err)
+				}
+			}
+		}
+		seen := w.router.Capture(t, "eth0")
+		passes("container to container of the same host", b, a, h.in("tenant-b"), a+":80")
+		passes("container to container of another host", a, c, h.in("tenant-a"), c+":80")
+		passes("host to its container", wireHost4[h.Engine], a, on(h.Machine), a+":80")
+		passes("container to another subnet", a, far4, h.in("tenant-a"), far4+":80")
+		passes("container to the LAN", a, outside4, h.in("tenant-a"), outside4+":80")
+		reaches(t, "another subnet to container", on(w.far), "tcp", a+":80", far4)
+		reaches(t, "LAN to container", on(w.outside), "tcp", a+":80", outside4)
+		reaches(t, "outside to published port", on(w.outside), "tcp", wireHost4[h.Engine]+":8081", "")
+		reaches(t, "host to published port", on(h.Machine), "tcp", "127.0.0.1:8081", "")
+		for _, neighbour := range []string{b, c, wireHost4[h.Engine], outside4, wireGateway, "198.18.64.99"} {
+			if out, err := h.Docker("exec", "tenant-a", "/probe", "arp", "eth0", neighbour); err != nil || out != gateway {
+				t.Errorf("ARP for %s is answered with %q (%v), want the gateway's MAC %s", neighbour, out, err, gateway)
+			}
+		}
+		seen.Never(t, lab.Mentions(mac))
+
+		drop, err := w.router.Drop(fmt.Sprintf("ip saddr %s ip daddr %s", b, a))
+		if err != nil {
+			t.Fatal(err)
+		}
+		barred(t, "container to container, against the gateway's rule", h.in("tenant-b"), "tcp", a+":80")
+		if n, err := drop.Dropped(); err != nil || n == 0 {
+			t.Errorf("the gateway has dropped %d packets (%v)", n, err)
+		}
+		reaches(t, "the other way, which the rule allows but for the answers", h.in("tenant-a"), "udp", c+":80", a)
+		if err := drop.Remove(); err != nil {
+			t.Fatal(err)
+		}
+		reaches(t, "container to container, without the rule", h.in("tenant-b"), "tcp", a+":80", b)
+
+		if err := w.router.Die(); err != nil {
+			t.Fatal(err)
+		}
+		barred(t, "container to container, gateway dead", h.in("tenant-b"), "tcp", a+":80")
+		barred(t, "host to container, gateway dead", on(h.Machine), "tcp", a+":80")
+		barred(t, "container to the LAN, gateway dead", h.in("tenant-b"), "tcp", outside4+":80")
+		if err := w.router.Revive(); err != nil {
+			t.Fatal(err)
+		}
+		reaches(t, "container to container, gateway back", h.in("tenant-b"), "tcp", a+":80", b)
+	})
+}
