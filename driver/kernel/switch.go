@@ -14,7 +14,8 @@ import (
 // A switch holds what is the host's, so nothing about it may be lost, whenever this process ends.
 // Every step adds to where something goes before it takes away from where it was, and what there is
 // to do is always read from the kernel: whoever comes after a crash repeats the call, and it goes on
-// where the other stopped.
+// where the other stopped. What would cut the host off if it were done by half is one write, which the
+// kernel carries out to its end even if the process is killed meanwhile.
 
 // isSwitch reports whether a link has the name of a switch.
 func isSwitch(name string) bool { return strings.HasPrefix(name, switchPrefix) }
@@ -46,7 +47,8 @@ func (k *Kernel) putSwitch(ctx context.Context, s plan.Switch) error {
 	}
 	k.believed.expect(s.Name, s.Uplink)
 	if uplink.master != bridge.index {
-		if err := k.change(ctx, nil, enslave(uplink, bridge)); err != nil {
+		// Whether the kernel lets it be a port shows here, where it is no port yet when the write ends.
+		if err := k.change(ctx, nil, enslave(uplink, bridge), release(uplink)); err != nil {
 			err = notEnslaved(uplink, err)
 			if made {
 				k.believed.expect(s.Name, "")
@@ -55,7 +57,7 @@ func (k *Kernel) putSwitch(ctx context.Context, s plan.Switch) error {
 			return err
 		}
 	}
-	return k.move(ctx, uplink, bridge)
+	return k.move(ctx, uplink, bridge, enslave(uplink, bridge))
 }
 
 // deleteSwitch gives the uplink back what it had, and what the host has put on the switch since, and
@@ -84,13 +86,12 @@ func (k *Kernel) deleteSwitch(ctx context.Context, s plan.Switch) error {
 			return err
 		}
 	}
-	if err := k.move(ctx, bridge, uplink); err != nil {
-		return err
-	}
+	var turn []message
 	if uplink.master == bridge.index {
-		if err := k.change(ctx, isGone, release(uplink)); err != nil {
-			return err
-		}
+		turn = append(turn, release(uplink))
+	}
+	if err := k.move(ctx, bridge, uplink, turn...); err != nil {
+		return err
 	}
 	return k.doomSwitch(ctx, bridge)
 }
@@ -178,7 +179,7 @@ func inPlaceOf(uplink *link, s plan.Switch, a attrs) message {
 }
 
 func enslave(port, bridge *link) message {
-	return message{kind: unix.RTM_NEWLINK, flags: unix.NLM_F_ACK, body: linkBody(port.index, 0, 0, attrs{}.u32(unix.IFLA_MASTER, uint32(bridge.index)))}
+	return message{kind: unix.RTM_NEWLINK, flags: unix.NLM_F_ACK, about: "make " + port.name + " a port", body: linkBody(port.index, 0, 0, attrs{}.u32(unix.IFLA_MASTER, uint32(bridge.index)))}
 }
 
 func release(port *link) message {
@@ -189,11 +190,14 @@ func upLink(l *link) message {
 	return message{kind: unix.RTM_NEWLINK, flags: unix.NLM_F_ACK, body: linkBody(l.index, unix.IFF_UP, unix.IFF_UP, nil)}
 }
 
-// change carries out changes of a switch in as few writes as may be. The first that the kernel
-// refuses is the error, but for what is fine.
+// largestWrite is how many changes the kernel is asked for at once. Their answers wait to be read.
+const largestWrite = 512
+
+// change carries out changes of a switch in one write, or in as few as may be. The first that the
+// kernel refuses is the error, but for what is fine.
 func (k *Kernel) change(ctx context.Context, fine func(error) bool, changes ...message) error {
 	for len(changes) > 0 {
-		n := min(len(changes), lookUps)
+		n := min(len(changes), largestWrite)
 		var died error
 		if k.interrupt != nil {
 			n, died = k.interrupt(n)

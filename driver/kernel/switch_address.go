@@ -134,7 +134,7 @@ func addAddresses(addresses, there []hostAddress, from, to *link) []message {
 		} else {
 			flags = there[now].flags()
 		}
-		if proved && flags&unix.IFA_F_NODAD != a.flags()&unix.IFA_F_NODAD {
+		if proved && flags&^a.flags()&unix.IFA_F_NODAD != 0 {
 			put(unix.NLM_F_REPLACE, a.flags())
 		}
 	}

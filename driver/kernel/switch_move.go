@@ -12,10 +12,11 @@ import (
 const moves = 5
 
 // move takes everything that the host has on a link to another: addresses, next hops and routes. At
-// every moment each address is on one of them or on both, and each destination has a route.
-func (k *Kernel) move(ctx context.Context, from, to *link) error {
+// every moment each address is on one of them or on both, and each destination has a route. The turn,
+// by which packets begin to come in by the other link, is made with that of the routes.
+func (k *Kernel) move(ctx context.Context, from, to *link, turn ...message) error {
 	for range moves {
-		if err := k.moveAll(ctx, from, to); err != nil {
+		if err := k.moveAll(ctx, from, to, turn); err != nil {
 			return fmt.Errorf("move the host's addresses and routes from %s to %s: %w", from.name, to.name, err)
 		}
 		left, err := k.hostAddresses(ctx, from)
@@ -33,7 +34,7 @@ func (k *Kernel) move(ctx context.Context, from, to *link) error {
 	return fmt.Errorf("somebody keeps putting addresses or routes on %s: tell the network configuration of the host to leave it alone", from.name)
 }
 
-func (k *Kernel) moveAll(ctx context.Context, from, to *link) error {
+func (k *Kernel) moveAll(ctx context.Context, from, to *link, turn []message) error {
 	addresses, err := k.hostAddresses(ctx, from)
 	if err != nil {
 		return err
@@ -45,10 +46,15 @@ func (k *Kernel) moveAll(ctx context.Context, from, to *link) error {
 	if err := k.change(ctx, nil, addAddresses(addresses, there, from, to)...); err != nil {
 		return err
 	}
-	if err := k.moveNextHops(ctx, from, to); err != nil {
+	hops, err := k.moveNextHops(ctx, from, to)
+	if err != nil {
 		return err
 	}
-	if err := k.copyRoutes(ctx, from, to); err != nil {
+	direct, routed, err := k.copyRoutes(ctx, from, to)
+	if err != nil {
+		return err
+	}
+	if err := k.change(ctx, isDone, slices.Concat(turn, direct, hops, routed)...); err != nil {
 		return err
 	}
 	if err := k.moveGenMode(ctx, from, to); err != nil {

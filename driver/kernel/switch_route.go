@@ -25,8 +25,7 @@ const (
 type hostRoute []byte
 
 // listRoutes lists the routes of all tables, of one family: those through a link, or all when index
-// is 0. What the kernel makes itself for an address, and what goes with a next hop object, is left
-// out.
+// is 0. What goes with a next hop object is left out.
 func (k *Kernel) listRoutes(ctx context.Context, family byte, index int32) ([]hostRoute, error) {
 	request := make([]byte, unix.SizeofRtMsg)
 	request[0] = family
@@ -43,7 +42,8 @@ func (k *Kernel) listRoutes(ctx context.Context, family byte, index int32) ([]ho
 	var out []hostRoute
 	for _, body := range bodies {
 		if len(body) >= unix.SizeofRtMsg && body[0] == family {
-			if r := hostRoute(body); r.copied() && (index == 0 || r.through(index)) {
+			r := hostRoute(body)
+			if r.flags()&unix.RTM_F_CLONED == 0 && r.attribute(rtaNextHopID) == nil && (index == 0 || r.through(index)) {
 				out = append(out, r)
 			}
 		}
@@ -65,10 +65,10 @@ func (r hostRoute) table() uint32 {
 	return uint32(r[4])
 }
 
-func (r hostRoute) copied() bool {
+// comesAndGoes reports whether the kernel makes the route itself for an address, and removes it with it.
+func (r hostRoute) comesAndGoes() bool {
 	const protocol = 5
-	return r.flags()&unix.RTM_F_CLONED == 0 && r.attribute(rtaNextHopID) == nil &&
-		(r.table() != unix.RT_TABLE_LOCAL || r[protocol] != unix.RTPROT_KERNEL)
+	return r.table() == unix.RT_TABLE_LOCAL && r[protocol] == unix.RTPROT_KERNEL
 }
 
 // through reports whether the route, or one hop of it, goes out by a link.
@@ -160,55 +160,47 @@ func (r hostRoute) String() string {
 }
 
 // copyRoutes makes every route through a link go through another: in its place where the kernel can,
-// else beside it.
-func (k *Kernel) copyRoutes(ctx context.Context, from, to *link) error {
+// else beside it. Those by a router come last: routers are found by routes on the link.
+func (k *Kernel) copyRoutes(ctx context.Context, from, to *link) (direct, routed []message, err error) {
 	for _, family := range k.families() {
 		all, err := k.listRoutes(ctx, family, 0)
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
 		slots := map[string][]hostRoute{}
-		var moving []hostRoute
 		for _, r := range all {
 			slots[r.slot()] = append(slots[r.slot()], r)
-			if r.through(from.index) {
-				moving = append(moving, r)
+		}
+		for _, r := range all {
+			switch {
+			case !r.through(from.index):
+			case r.routed():
+				routed = append(routed, r.copy(slots[r.slot()], from, to)...)
+			default:
+				direct = append(direct, r.copy(slots[r.slot()], from, to)...)
 			}
 		}
-		// Routers are found by routes on the link.
-		slices.SortStableFunc(moving, func(a, b hostRoute) int { return int(flag(a.routed())) - int(flag(b.routed())) })
-		var changes []message
-		for _, r := range moving {
-			changes = append(changes, r.copy(slots[r.slot()], from, to)...)
-		}
-		if err := k.change(ctx, exists, changes...); err != nil {
-			return err
-		}
 	}
-	return nil
+	return direct, routed, nil
 }
 
 // copy makes a route through a link go through another, given all of its slot.
 func (r hostRoute) copy(slot []hostRoute, from, to *link) []message {
 	copied := r.on(from.index, to.index)
 	there := slices.IndexFunc(slot, func(s hostRoute) bool { return bytes.Equal(s.on(0, 0), copied) })
-	others := len(slot) - 1
-	if there >= 0 {
-		others--
-	}
+	inPlace := &slot[0][0] == &r[0] && r.replaces(slot)
 	var changes []message
 	request := func(kind, mode uint16, r hostRoute) {
 		changes = append(changes, message{kind: kind, flags: unix.NLM_F_ACK | mode, body: r, about: fmt.Sprintf("route %s out of %s", r, to.name)})
 	}
-	switch first := &slot[0][0] == &r[0]; {
-	case there >= 0 && !(first && others > 0 && r.replaces(slot)):
-		// The copy is there, and nobody else is between.
-	case first && r.replaces(slot):
-		if there >= 0 { // behind others, which would come first once this is gone
+	switch {
+	case r.comesAndGoes() && (r[0] == unix.AF_INET6 || !inPlace): // its copy came with the address
+	case inPlace:
+		if there >= 0 { // it came with an address, too: behind this, and perhaps behind those of other links
 			request(unix.RTM_DELROUTE, 0, copied)
 		}
 		request(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, copied.expiring(r))
-	default:
+	case there < 0:
 		request(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, copied.expiring(r))
 	}
 	return changes
@@ -228,14 +220,15 @@ func (k *Kernel) dropRoutes(ctx context.Context, from *link) error {
 		if err != nil {
 			return err
 		}
-		for _, r := range left {
+		for _, r := range slices.DeleteFunc(left, hostRoute.comesAndGoes) {
 			changes = append(changes, message{kind: unix.RTM_DELROUTE, flags: unix.NLM_F_ACK, body: r.on(0, 0), about: fmt.Sprintf("remove route %s out of %s", r, from.name)})
 		}
 	}
 	return k.change(ctx, isNoRoute, changes...)
 }
 
-func exists(err error) bool { return errors.Is(err, unix.EEXIST) }
+// isDone reports whether a route that is to come is there, or one that is to go is not.
+func isDone(err error) bool { return errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ESRCH) }
 
 func isNoRoute(err error) bool { return errors.Is(err, unix.ESRCH) || isGone(err) }
 
@@ -248,7 +241,7 @@ func (k *Kernel) routesLeft(ctx context.Context, l *link) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		for _, r := range left {
+		for _, r := range slices.DeleteFunc(left, hostRoute.comesAndGoes) {
 			address, _ := netip.AddrFromSlice(r.attribute(unix.RTA_DST))
 			if netip.PrefixFrom(address, int(r[1])) != local || r.routed() {
 				return true, nil
@@ -274,11 +267,8 @@ func (k *Kernel) nextHops(ctx context.Context, index int32) ([][]byte, error) {
 }
 
 // moveNextHops makes the next hop objects of a link go out by another.
-func (k *Kernel) moveNextHops(ctx context.Context, from, to *link) error {
+func (k *Kernel) moveNextHops(ctx context.Context, from, to *link) ([]message, error) {
 	hops, err := k.nextHops(ctx, from.index)
-	if err != nil {
-		return err
-	}
 	var changes []message
 	for _, hop := range hops {
 		body := slices.Clone(hop[:sizeofNHMsg])
@@ -293,5 +283,5 @@ func (k *Kernel) moveNextHops(ctx context.Context, from, to *link) error {
 		}
 		changes = append(changes, message{kind: unix.RTM_NEWNEXTHOP, flags: unix.NLM_F_ACK | unix.NLM_F_CREATE | unix.NLM_F_REPLACE, body: append(body, list...), about: "next hop out of " + to.name})
 	}
-	return k.change(ctx, nil, changes...)
+	return changes, err
 }

@@ -104,5 +104,5 @@ func notEnslaved(uplink *link, err error) error {
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return fmt.Errorf("uplink %s cannot be a port of a bridge, as a wireless one cannot: name another with interface= (%w)", uplink.name, err)
 	}
-	return fmt.Errorf("make uplink %s a port: %w", uplink.name, err)
+	return err
 }

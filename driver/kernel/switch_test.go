@@ -1,0 +1,696 @@
+package kernel_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/dockway/dockway/driver/kernel"
+	"github.com/dockway/dockway/driver/plan"
+)
+
+func external(uplink string) plan.Switch {
+	return plan.Switch{Name: "dwx1", Alias: "dockway network=x1", Uplink: uplink, Up: true, Moved: true}
+}
+
+// A lan is a network namespace in which the other end of an uplink is.
+type lan struct {
+	namespace string
+	work      chan func()
+}
+
+func newLAN(t *testing.T) *lan {
+	t.Helper()
+	l := &lan{work: make(chan func())}
+	ready := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good: the thread, and the namespace with it, ends with the goroutine
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		l.namespace = fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
+		ready <- err
+		for f := range l.work {
+			f()
+		}
+	}()
+	if err := <-ready; err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { close(l.work) })
+	return l
+}
+
+// in calls f on a thread in the LAN.
+func (l *lan) in(f func()) {
+	done := make(chan struct{})
+	l.work <- func() { defer close(done); f() }
+	<-done
+}
+
+// commands runs one command a line in the test's namespace.
+func commands(t testing.TB, text string) {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		if args := strings.Fields(line); len(args) > 0 {
+			run(t, args[0], args[1:]...)
+		}
+	}
+}
+
+func (l *lan) commands(t testing.TB, text string) {
+	t.Helper()
+	for line := range strings.Lines(text) {
+		args := strings.Fields(line)
+		if len(args) == 0 {
+			continue
+		}
+		l.in(func() {
+			if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
+				t.Errorf("%s: %v\n%s", line, err, out)
+			}
+		})
+	}
+}
+
+// plug makes an uplink whose other end is in the LAN.
+func (l *lan) plug(t testing.TB) {
+	t.Helper()
+	commands(t, "ip link add eth1 address 02:aa:00:00:00:01 type veth peer lan0 netns "+l.namespace)
+	l.commands(t, `
+		ip link set lo up
+		ip link set lan0 up
+		ip addr add 198.18.0.1/24 dev lan0
+		ip addr add fd00::1/64 dev lan0 nodad
+		ip addr add fe80::1/64 dev lan0 nodad`)
+}
+
+// hostSetup is a host that uses everything a move could lose.
+const hostSetup = `
+	ip link set lo up
+	ip link add eth2 type veth peer eth3
+	ip link set eth2 up
+	ip link set eth3 up
+	sysctl -qw net/ipv4/conf/eth1/accept_source_route=1 net/ipv4/conf/eth1/log_martians=1 net/ipv4/conf/eth1/promote_secondaries=0
+	sysctl -qw net/ipv6/conf/eth1/accept_ra=2 net/ipv6/conf/eth1/hop_limit=63 net/ipv4/neigh/eth1/gc_stale_time=61
+	ip link set eth1 up
+	ip addr add 198.18.0.2/24 brd + dev eth1
+	ip addr add 198.18.0.3/24 brd 198.18.0.255 dev eth1 label eth1:0
+	ip addr add 198.18.0.4/24 dev eth1 label eth1:abcdefghij
+	ip addr add 198.18.1.2/24 dev eth1 metric 77 valid_lft 3600 preferred_lft 1800
+	ip addr add 198.18.4.2/24 dev eth1 valid_lft 3600 preferred_lft 0
+	ip addr add 198.18.2.2/24 dev eth1 noprefixroute
+	ip addr add 198.18.3.1 peer 198.18.3.2/32 dev eth1 scope link
+	ip addr add 198.18.5.1/32 dev eth1 scope host
+	ip addr add 198.18.0.9/24 dev eth2
+	ip addr add fd00::2/64 dev eth1 nodad
+	ip addr add fd00::3/64 dev eth1 valid_lft 3600 preferred_lft 1800 mngtmpaddr
+	ip addr add fd00:1::1/128 dev eth1 noprefixroute
+	ip addr add fd00:2::1 peer fd00:2::2/128 dev eth1
+	ip addr add fd00::9/64 dev eth2 nodad
+	ip route add default via 198.18.0.1 dev eth1 metric 100 proto dhcp src 198.18.0.3
+	ip route add default via 198.18.0.1 dev eth1 table 100 mtu lock 1400 advmss 1300 initcwnd 20
+	ip route add 198.19.0.0/24 via 198.18.0.1 dev eth1 tos 0x10
+	ip route add 198.19.0.0/24 dev eth1 scope link
+	ip route append 198.19.0.0/24 via 198.18.0.7 dev eth1
+	ip route add 198.19.1.0/24 nexthop via 198.18.0.1 dev eth1 weight 3 nexthop via 198.18.0.1 dev eth2
+	ip route add 198.19.2.0/24 via 203.0.113.1 dev eth1 onlink
+	ip route add 198.19.3.0/24 via inet6 fe80::1 dev eth1
+	ip route add 198.19.4.0/24 dev eth2
+	ip route append 198.19.4.0/24 dev eth1
+	ip route add 198.19.5.254 dev eth1 scope link
+	ip route add 198.19.6.0/24 via 198.19.5.254 dev eth1
+	ip route add local 198.19.7.0/24 dev eth1 table local proto static
+	ip route add 198.18.2.0/24 dev eth1 proto kernel scope link src 198.18.2.2 metric 100
+	ip route add unreachable 198.19.8.0/24
+	ip nexthop add id 7 via 198.18.0.1 dev eth1 proto static
+	ip nexthop add id 8 via fd00::1 dev eth1
+	ip nexthop add id 9 group 7
+	ip route add 198.19.9.0/24 nhid 7
+	ip route add 198.19.10.0/24 nhid 9
+	ip -6 route add fd01:9::/64 nhid 8
+	ip -6 route add default via fe80::1 dev eth1 proto ra metric 1024 expires 1800 pref high
+	ip -6 route add default via fe80::1 dev eth1 table 100
+	ip -6 route add fd01:1::/64 via fd00::1 dev eth1 mtu 1400 hoplimit 9 src fd00::2
+	ip -6 route add fd01:2::/64 nexthop via fd00::1 dev eth1 weight 3 nexthop via fd00::1 dev eth2
+	ip -6 route add fd01:3::/64 dev eth2 metric 5
+	ip -6 route append fd01:3::/64 dev eth1 metric 5
+	ip -6 route add fd01:4::/64 dev eth1 expires 1000
+`
+
+var (
+	times   = regexp.MustCompile(`\b([0-9]+)sec`)
+	indexes = regexp.MustCompile(`(?m)^[0-9]+: `)
+)
+
+// hostState is what the host has, in the words of ip(8), times left out.
+func hostState(t testing.TB) string {
+	t.Helper()
+	var b strings.Builder
+	for _, command := range []string{
+		"ip -d -o addr show dev eth1", "ip -d -o link show dev eth1", "ip -d route show table all", "ip -6 -d route show table all", "ip -d nexthop",
+	} {
+		args := strings.Fields(command)
+		fmt.Fprintln(&b, run(t, args[0], args[1:]...))
+	}
+	return times.ReplaceAllString(b.String(), "Nsec") + settings(t, "eth1")
+}
+
+// settings are all of a link.
+func settings(t testing.TB, link string) string {
+	t.Helper()
+	var b strings.Builder
+	for _, kind := range []string{"ipv4/conf", "ipv4/neigh", "ipv6/conf", "ipv6/neigh"} {
+		dir := filepath.Join("/proc/sys/net", kind, link)
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			value, _ := os.ReadFile(filepath.Join(dir, e.Name())) // stable_secret: none, as long as none is set
+			fmt.Fprintf(&b, "%s/%s=%s\n", kind, e.Name(), bytes.TrimSpace(value))
+		}
+	}
+	return b.String()
+}
+
+// movable is the part of the state that moves, as if on eth1.
+func movable(t testing.TB, link string) string {
+	t.Helper()
+	var out []string
+	for _, command := range []string{"ip -d -o addr show dev " + link, "ip -d route show table all", "ip -6 -d route show table all", "ip -d nexthop"} {
+		args := strings.Fields(command)
+		text := run(t, args[0], args[1:]...)
+		text = indexes.ReplaceAllString(times.ReplaceAllString(text, "Nsec"), "")
+		for line := range strings.Lines(strings.ReplaceAll(text, link, "eth1")) {
+			// Every link has the one, and carrier comes and goes in its time.
+			if !strings.Contains(line, "ff00::/8") {
+				out = append(out, strings.TrimSpace(strings.ReplaceAll(line, " linkdown", "")))
+			}
+		}
+	}
+	return strings.Join(out, "\n")
+}
+
+// newHost is a host with an uplink, whose link-local address has been proved.
+func newHost(t *testing.T) *lan {
+	t.Helper()
+	inNamespace(t)
+	l := newLAN(t)
+	l.plug(t)
+	commands(t, hostSetup)
+	proved(t)
+	return l
+}
+
+func proved(t *testing.T) {
+	t.Helper()
+	eventually(t, "all addresses are proved", func() bool {
+		return strings.Contains(run(t, "ip", "-6", "addr", "show", "dev", "eth1"), "fe80::") &&
+			!strings.Contains(run(t, "ip", "addr"), "tentative")
+	})
+}
+
+func same(t testing.TB, what, before, after string) {
+	t.Helper()
+	if before != after {
+		t.Errorf("%s:\n%s", what, strings.ReplaceAll(lineDiff(before, after), "nft ", "have"))
+	}
+}
+
+func TestSwitch(t *testing.T) {
+	l := newHost(t)
+	k := open(t, kernel.Config{})
+	s := external("eth1")
+	before, moving := hostState(t), movable(t, "eth1")
+	do(t, k, add(s)...)
+	holds(t, k, s)
+	same(t, "not all moved", moving, movable(t, "dwx1"))
+	if got := run(t, "ip", "addr", "show", "dev", "eth1"); strings.Contains(got, "inet") || !strings.Contains(got, "master dwx1") {
+		t.Errorf("the uplink: %s", got)
+	}
+	for _, w := range []string{"address 02:aa:00:00:00:01", "mtu 1500", "forward_delay 0", "stp_state 0", "alias dockway network=x1", "link/ether 02:aa:00:00:00:01"} {
+		if got := run(t, "ip", "-d", "link", "show", "dwx1"); !strings.Contains(got, w) && !strings.HasPrefix(w, "address") {
+			t.Errorf("the switch lacks %q: %s", w, got)
+		}
+	}
+	_, had, _ := strings.Cut(before, "ipv4/conf/")
+	_, has, _ := strings.Cut(settings(t, "dwx1"), "ipv4/conf/")
+	same(t, "not all settings", had, has)
+
+	do(t, k, add(s)...) // again is fine
+	same(t, "moved again", moving, movable(t, "dwx1"))
+	if all := observeAll(t, k); len(all) != 1 || all[s.Key()] != plan.Object(s) {
+		t.Errorf("all there is:\n%s", all)
+	}
+	if got := observe(t, k, address("dwx1", "198.18.0.2/24")); len(got) > 0 {
+		t.Errorf("an address of the host's is taken for ours: %s", got)
+	}
+	for _, op := range append(remove(address("dwx1", "198.18.0.2/24")), add(address("dwx1", "198.18.0.7/24"))...) {
+		if err := k.Do(context.Background(), []plan.Op{op}); err == nil || !strings.Contains(err.Error(), "the host's") {
+			t.Errorf("%s: %v", op, err)
+		}
+	}
+	l.answers(t, "198.18.0.2")
+
+	do(t, k, remove(s)...)
+	if left := observeAll(t, k); len(left) > 0 {
+		t.Errorf("still there: %s", left)
+	}
+	flush(t, k)
+	same(t, "not as it was", before, hostState(t))
+	do(t, k, remove(s)...) // again is fine
+	same(t, "not as it was", before, hostState(t))
+}
+
+// answers checks that the host is reached at an address from the LAN, at last.
+func (l *lan) answers(t testing.TB, address string) {
+	t.Helper()
+	listening, err := net.ListenPacket("udp", net.JoinHostPort(address, "7"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listening.Close()
+	go func() {
+		buf := make([]byte, 100)
+		for {
+			n, from, err := listening.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = listening.WriteTo(buf[:n], from)
+		}
+	}()
+	var client net.Conn
+	l.in(func() { client, err = net.Dial("udp", net.JoinHostPort(address, "7")) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	buf := make([]byte, 100)
+	eventually(t, address+" answers", func() bool {
+		if _, err := client.Write([]byte("x")); err != nil {
+			return false
+		}
+		_ = client.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		n, err := client.Read(buf)
+		return err == nil && n == 1
+	})
+}
+
+// TestSwitchDies ends the process after each write of a move, when the host has to be reachable, and
+// after each change, where the kernel would not let it end; and lets another go on.
+func TestSwitchDies(t *testing.T) {
+	l := newHost(t)
+	s := external("eth1")
+	before, moving := hostState(t), movable(t, "eth1")
+	process := func() *kernel.Kernel { return open(t, kernel.Config{}) }
+	reachable := func() {
+		t.Helper()
+		l.answers(t, "198.18.0.2")
+		l.answers(t, "fd00::2")
+	}
+	steps := 0
+	for i := range 8 {
+		resume, verb, writes := []plan.Verb{plan.Add, plan.Delete}[i%2], []plan.Verb{plan.Add, plan.Delete}[i/2%2], i < 4
+		{
+			for n, done := 0, false; !done; n++ {
+				// Begin with the whole.
+				start := process()
+				if verb == plan.Delete {
+					do(t, start, add(s)...)
+				} else {
+					do(t, start, remove(s)...)
+				}
+				flush(t, start)
+				k := process()
+				died := k.DieAfter(n, writes)
+				err := k.Do(context.Background(), []plan.Op{{Verb: verb, Object: s}})
+				if done = !died(); done != (err == nil) {
+					t.Fatalf("%s, %d changes: %v", verb, n, err)
+				}
+				steps++
+				if writes {
+					reachable()
+				}
+				next := process()
+				observed := observe(t, next, s)
+				if o := observed[s.Key()]; verb == plan.Add && !done && o != nil && s.Same(o) {
+					t.Errorf("%s died after %d changes and is taken for whole", verb, n)
+				}
+				if resume == plan.Add {
+					do(t, next, add(s)...)
+					holds(t, next, s)
+					same(t, fmt.Sprintf("%s died after %d changes, then add", verb, n), moving, movable(t, "dwx1"))
+				} else {
+					do(t, next, plan.Diff(observed, plan.State{})...)
+					flush(t, next)
+					same(t, fmt.Sprintf("%s died after %d changes, then delete", verb, n), before, hostState(t))
+				}
+				reachable()
+				if t.Failed() {
+					t.FailNow()
+				}
+			}
+		}
+	}
+	if steps < 100 {
+		t.Errorf("only %d changes", steps)
+	}
+}
+
+// TestSwitchKeepsConnections sends through the uplink, both ways, while it is moved.
+func TestSwitchKeepsConnections(t *testing.T) {
+	l := newHost(t)
+	k := open(t, kernel.Config{})
+	for _, address := range []string{"198.18.0.2", "fd00::2"} {
+		listener, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer listener.Close()
+		accepted := make(chan net.Conn)
+		go func() {
+			conn, err := listener.Accept()
+			if err != nil {
+				t.Error(err)
+			}
+			accepted <- conn
+		}()
+		var client net.Conn
+		l.in(func() { client, err = net.Dial("tcp", listener.Addr().String()) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		server := <-accepted
+		ends := make(chan error, 4)
+		var received [2]counter
+		stop := make(chan struct{})
+		for i, conn := range []net.Conn{client, server} {
+			go func() { ends <- send(conn, stop) }()
+			go func() { ends <- received[i].receive(conn) }()
+		}
+		progress := func(what string) {
+			t.Helper()
+			for i := range received {
+				from := received[i].load()
+				eventually(t, what+": bytes arrive over "+address, func() bool { return received[i].load() > from+1<<16 })
+			}
+		}
+		progress("before")
+		for range 3 {
+			do(t, k, add(external("eth1"))...)
+			progress("moved")
+			do(t, k, remove(external("eth1"))...)
+			progress("moved back")
+			flush(t, k)
+			progress("deleted")
+		}
+		close(stop)
+		for range 4 {
+			select {
+			case err := <-ends:
+				if err != nil {
+					t.Errorf("over %s: %v", address, err)
+				}
+			case <-time.After(10 * time.Second):
+				t.Fatalf("the connection over %s did not end", address)
+			}
+		}
+		client.Close()
+		server.Close()
+	}
+}
+
+// send writes numbered bytes until it is to stop.
+func send(conn net.Conn, stop <-chan struct{}) error {
+	buf := make([]byte, 1<<12)
+	for i := range buf {
+		buf[i] = byte(i)
+	}
+	for {
+		select {
+		case <-stop:
+			return conn.(*net.TCPConn).CloseWrite()
+		default:
+			if _, err := conn.Write(buf); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func TestVanishingUplink(t *testing.T) {
+	l := newHost(t)
+	k := open(t, kernel.Config{})
+	s, v := external("eth1"), veth(1, "dwx1")
+	do(t, k, add(s, v)...)
+	holds(t, k, s, v)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	ticks, err := k.Watch(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	observeAll(t, k)
+	calm(ticks)
+
+	commands(t, "ip addr add 198.18.0.20/24 dev eth1")
+	hears(t, ticks, "an address on the uplink")
+	if got := observe(t, k, s); got[s.Key()].(plan.Switch).Moved {
+		t.Errorf("all moved: %s", got)
+	}
+	do(t, k, add(s)...)
+	holds(t, k, s)
+	if got := run(t, "ip", "addr", "show", "dev", "dwx1"); !strings.Contains(got, "198.18.0.20/24") {
+		t.Errorf("the address was not moved: %s", got)
+	}
+	calm(ticks)
+
+	commands(t, "ip link set eth1 nomaster")
+	hears(t, ticks, "an uplink that was taken out")
+	do(t, k, add(s)...)
+	holds(t, k, s, v)
+	calm(ticks)
+
+	commands(t, "ip link del eth1")
+	hears(t, ticks, "an uplink that vanished")
+	calm(ticks)
+	lone := s
+	lone.Uplink, lone.Moved = "", false
+	if got := observeAll(t, k); got[s.Key()] != plan.Object(lone) {
+		t.Errorf("without the uplink: %s", got)
+	}
+	if err := k.Do(context.Background(), add(s)); err == nil || !strings.Contains(err.Error(), "uplink eth1 is not there") {
+		t.Errorf("without the uplink: %v", err)
+	}
+	holds(t, k, v)
+	if got := run(t, "ip", "addr", "show", "dev", "dwx1"); !strings.Contains(got, "198.18.0.2/24") {
+		t.Errorf("the host lost its address: %s", got)
+	}
+	calm(ticks)
+
+	l.plug(t)
+	commands(t, "ip link set eth1 up")
+	hears(t, ticks, "an uplink that came back")
+	do(t, k, add(s)...)
+	holds(t, k, s, v)
+	l.answers(t, "198.18.0.2")
+	calm(ticks)
+
+	// It comes back and the network goes: the host gets everything back on it.
+	commands(t, "ip link del eth1")
+	l.plug(t)
+	commands(t, "ip link set eth1 up")
+	do(t, k, remove(v)...)
+	do(t, k, plan.Diff(observeAll(t, k), plan.State{})...)
+	flush(t, k)
+	if got := run(t, "ip", "addr", "show", "dev", "eth1"); !strings.Contains(got, "198.18.0.2/24") || exists(t, "dwx1") {
+		t.Errorf("the host did not get its address back: %s", got)
+	}
+	l.answers(t, "198.18.0.2")
+
+	// It does not come back.
+	do(t, k, add(s)...)
+	commands(t, "ip link del eth1")
+	do(t, k, remove(s)...)
+	flush(t, k)
+	if exists(t, "dwx1") {
+		t.Error("a switch without its uplink is still there")
+	}
+}
+
+func TestUplinks(t *testing.T) {
+	inNamespace(t)
+	k := open(t, kernel.Config{})
+	commands(t, `
+		ip link add eth1 type veth peer eth2
+		ip link add eth3 type veth peer eth4
+		ip link set eth3 up
+		ip link set eth4 up
+		ip link set eth4 address 02:aa:00:00:00:04 mtu 1400
+		ip link add br0 type bridge
+		ip link set br0 up
+		ip link add eth5 master br0 type veth peer eth6
+		ip link set eth5 up
+		ip link set eth6 up
+		ip link add low0 link eth6 type macvlan mode bridge
+		ip link set lo up
+		ip tuntap add tun0 mode tun
+		ip link set tun0 up`)
+	do(t, k, add(bridge(1))...)
+	state := func() string { return run(t, "ip", "-o", "addr") + fmt.Sprint(linkNames(t)) }
+	eventually(t, "all addresses are proved", func() bool {
+		return strings.Count(state(), "fe80::") >= 4 && !strings.Contains(state(), "tentative")
+	})
+	before := state()
+	for uplink, want := range map[string]string{
+		"eth9": "interface=", "eth1": "ip link set eth1 up", "lo": "loopback", "tun0": "not Ethernet", "eth5": "port of br0", "dwb1": "dockway's own",
+	} {
+		for what, err := range map[string]error{
+			"look up": second(k.Uplink(context.Background(), uplink)), "add": k.Do(context.Background(), add(external(uplink))),
+		} {
+			if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), uplink) {
+				t.Errorf("%s %s: %v", what, uplink, err)
+			}
+		}
+	}
+	for uplink, want := range map[string]string{"br0": "used as it is", "eth6": "macvlan"} {
+		if err := k.Do(context.Background(), add(external(uplink))); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", uplink, err)
+		}
+		flush(t, k)
+	}
+	same(t, "refused and changed", before, state())
+	u, err := k.Uplink(context.Background(), "eth4")
+	if want := (plan.Uplink{Name: "eth4", MAC: plan.MAC{2, 0xaa, 0, 0, 0, 4}, MTU: 1400}); err != nil || u != want {
+		t.Errorf("uplink %+v, %v", u, err)
+	}
+	if u, err := k.Uplink(context.Background(), "br0"); err != nil || !u.Bridge || u.Switch {
+		t.Errorf("a bridge as uplink: %+v, %v", u, err)
+	}
+	do(t, k, add(external("eth4"))...)
+	if u, err := k.Uplink(context.Background(), "eth4"); err != nil || u.Bridge || !u.Switch || u.MTU != 1400 {
+		t.Errorf("an uplink that is in use: %+v, %v", u, err)
+	}
+	other := plan.Switch{Name: "dwx2", Alias: "dockway network=x2", Uplink: "eth4", Up: true, Moved: true}
+	if err := k.Do(context.Background(), add(other)); err == nil || !strings.Contains(err.Error(), "port of dwx1") || exists(t, "dwx2") {
+		t.Errorf("an uplink of another switch: %v", err)
+	}
+
+	// Ports of a switch, and of the host's own bridge.
+	small := veth(1, "dwx1")
+	small.MTU = 1300
+	onBridge := veth(2, "br0")
+	do(t, k, add(small, onBridge)...)
+	holds(t, k, external("eth4"), small, onBridge)
+	if all := observeAll(t, k); len(plan.Diff(all, plan.Of(bridge(1), external("eth4"), small, onBridge))) > 0 {
+		t.Errorf("all there is:\n%s", all)
+	}
+	if got := run(t, "ip", "link", "show", "dwx1"); !strings.Contains(got, "mtu 1400") {
+		t.Errorf("a port has changed the host's MTU: %s", got)
+	}
+	if err := k.Do(context.Background(), add(veth(3, "eth4"))); err == nil || !strings.Contains(err.Error(), "no bridge") {
+		t.Errorf("a port of what is no bridge: %v", err)
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+// TestSwitchIsNotReaped: a switch that holds something of the host's is not deleted, whoever says so.
+func TestSwitchIsNotReaped(t *testing.T) {
+	newHost(t)
+	k := open(t, kernel.Config{})
+	s := external("eth1")
+	do(t, k, add(s)...)
+	moved := movable(t, "dwx1")
+	for _, group := range []string{"25719", "25720"} {
+		run(t, "ip", "link", "set", "dwx1", "group", group)
+		flush(t, k)
+		do(t, k, add(bridge(1))...)
+		do(t, k, remove(bridge(1))...)
+		flush(t, k)
+		if exists(t, "dwb1") {
+			t.Error("what is doomed beside it is still there")
+		}
+		same(t, "reaped", moved, movable(t, "dwx1"))
+		do(t, k, add(s)...)
+		holds(t, k, s)
+	}
+	run(t, "ip", "link", "add", "dwx2", "group", "25719", "type", "bridge") // a process died here
+	two := plan.Switch{Name: "dwx2", Alias: "dockway network=x2", Uplink: "eth2", Up: true, Moved: true}
+	do(t, k, add(two)...)
+	holds(t, k, s, two)
+	run(t, "ip", "link", "add", "dwx3", "type", "bridge")
+	three := plan.Switch{Name: "dwx3", Uplink: "eth3", Up: true, Moved: true}
+	var foreign *kernel.ForeignError
+	for _, op := range append(add(three), remove(three)...) {
+		if err := k.Do(context.Background(), []plan.Op{op}); !errors.As(err, &foreign) {
+			t.Errorf("%s: %v", op, err)
+		}
+	}
+}
+
+// TestSwitchWithoutIPv6 is on a kernel that has none.
+func TestSwitchWithoutIPv6(t *testing.T) {
+	inNamespace(t)
+	l := newLAN(t)
+	l.plug(t)
+	root := t.TempDir()
+	if err := errors.Join(os.Mkdir(root+"/net", 0o755), os.Symlink("/proc/sys/net/ipv4", root+"/net/ipv4")); err != nil {
+		t.Fatal(err)
+	}
+	commands(t, `
+		sysctl -qw net/ipv6/conf/eth1/disable_ipv6=1
+		ip link set eth1 up
+		ip addr add 198.18.0.2/24 dev eth1
+		ip route add default via 198.18.0.1`)
+	k := open(t, kernel.Config{ProcSys: root})
+	before, s := hostState(t), external("eth1")
+	do(t, k, add(s)...)
+	holds(t, k, s)
+	if got := run(t, "ip", "route", "show", "default"); !strings.Contains(got, "via 198.18.0.1 dev dwx1") {
+		t.Errorf("routes: %s", got)
+	}
+	l.answers(t, "198.18.0.2")
+	do(t, k, remove(s)...)
+	flush(t, k)
+	same(t, "not as it was", before, hostState(t))
+}
+
+// A counter receives what send sends.
+type counter struct{ n atomic.Int64 }
+
+func (c *counter) load() int64 { return c.n.Load() }
+
+func (c *counter) receive(conn net.Conn) error {
+	buf := make([]byte, 1<<12)
+	for {
+		n, err := conn.Read(buf)
+		at := c.n.Load()
+		for i, b := range buf[:n] {
+			if b != byte(at+int64(i)) {
+				return fmt.Errorf("byte %d is %d", at+int64(i), b)
+			}
+		}
+		c.n.Add(int64(n))
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
