@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -72,6 +73,7 @@ type Kernel struct {
 	doing      sync.RWMutex        // held for reading while operations are carried out
 	switching  sync.Mutex          // held while a switch is made or deleted
 	reaping    sync.Mutex          // held while the doomed are deleted
+	vlans      sync.Mutex          // held while a VLAN is put or deleted: those of one uplink share its state
 	unfinished map[int32]time.Time // since when the last reaping knows of links without a mark
 	reaper     worker
 	forgetter  worker
@@ -165,7 +167,7 @@ func (k *Kernel) closeFiles() error {
 func (k *Kernel) Observe(ctx context.Context, keys []plan.Key) (plan.State, error) {
 	out := plan.State{}
 	var links, switches []string
-	var elements, addresses []plan.Key
+	var elements, addresses, routes []plan.Key
 	for _, key := range keys {
 		var err error
 		switch key.Kind {
@@ -173,12 +175,14 @@ func (k *Kernel) Observe(ctx context.Context, keys []plan.Key) (plan.State, erro
 			err = k.observeTableKey(ctx, key, out)
 		case plan.KindAdmit:
 			err = k.observeAdmit(ctx, key.Name, out)
-		case plan.KindBridge, plan.KindVeth:
+		case plan.KindBridge, plan.KindVeth, plan.KindVLAN, plan.KindMacvlan:
 			links = append(links, key.Name)
 		case plan.KindSwitch:
 			switches = append(switches, key.Name)
 		case plan.KindAddress:
 			addresses = append(addresses, key)
+		case plan.KindRoute:
+			routes = append(routes, key)
 		case plan.KindSysctl:
 			err = k.observeSysctl(key.Name, out)
 		case plan.KindElement:
@@ -201,6 +205,7 @@ func (k *Kernel) Observe(ctx context.Context, keys []plan.Key) (plan.State, erro
 		k.observeLinks(ctx, links, out),
 		k.observeSwitches(ctx, switches, out),
 		k.observeAddressKeys(ctx, addresses, out),
+		k.observeRouteKeys(ctx, routes, out),
 		k.observeElements(ctx, elements, out))
 	if err != nil {
 		return nil, err
@@ -247,6 +252,7 @@ func (k *Kernel) ObserveAll(ctx context.Context, also []plan.Key) (plan.State, e
 		return nil, err
 	}
 	names, ours := map[int32]string{}, map[int32]string{}
+	var vlans []*link
 	for _, l := range all {
 		names[l.index] = l.name
 	}
@@ -259,7 +265,10 @@ func (k *Kernel) ObserveAll(ctx context.Context, also []plan.Key) (plan.State, e
 			}
 		default:
 			ours[l.index] = l.name
-			out.Add(l.object(names[l.master]))
+			out.Add(l.object(names[l.related()]))
+		}
+		if l.ours() && strings.HasPrefix(l.name, vlanPrefix) {
+			vlans = append(vlans, l)
 		}
 	}
 	var held []plan.HostPort
@@ -270,7 +279,9 @@ func (k *Kernel) ObserveAll(ctx context.Context, also []plan.Key) (plan.State, e
 		out.Add(port)
 	}
 	err = errors.Join(
+		k.observeAllVLANs(ctx, vlans, out),
 		k.observeAddresses(ctx, 0, ours, out),
+		k.observeRoutes(ctx, k.families(), out),
 		k.observeAllElements(ctx, out))
 	if err != nil {
 		return nil, err
@@ -352,8 +363,14 @@ func (k *Kernel) do(ctx context.Context, op plan.Op) error {
 		return k.putSwitch(ctx, o)
 	case plan.Veth:
 		return k.putVeth(ctx, o)
+	case plan.VLAN:
+		return k.putVLAN(ctx, o)
+	case plan.Macvlan:
+		return k.putMacvlan(ctx, o)
 	case plan.Address:
 		return k.putAddress(ctx, o)
+	case plan.Route:
+		return k.putRoute(ctx, o)
 	case plan.Sysctl:
 		return k.putSysctl(o)
 	case plan.Admit:

@@ -42,29 +42,33 @@ const (
 
 // A link is a network interface as rtnetlink(7) shows it.
 type link struct {
-	index    int32
-	name     string
-	alias    string
-	kind     string
-	mac      plan.MAC
-	mtu      int
-	master   int32
-	group    uint32
-	up       bool
-	isolated bool
-	ethernet bool
-	loopback bool
-	genMode  int // how the kernel makes IPv6 addresses of the link's own (IN6_ADDR_GEN_MODE_…); -1: the link has no IPv6
+	index       int32
+	name        string
+	alias       string
+	kind        string
+	mac         plan.MAC
+	mtu         int
+	master      int32
+	lower       int32  // of a macvlan; of a veth, its other end; 0: in another namespace
+	mode        uint32 // of a macvlan
+	group       uint32
+	up          bool
+	carrier     bool
+	promiscuous bool // somebody made it so; a switch that it is a port of does not count
+	isolated    bool
+	ethernet    bool
+	loopback    bool
+	genMode     int // how the kernel makes IPv6 addresses of the link's own (IN6_ADDR_GEN_MODE_…); -1: the link has no IPv6
 }
 
 // named reports whether the link has a name of the form that ours have.
 func (l *link) named() bool {
-	for _, prefix := range []string{bridgePrefix, switchPrefix, vethPrefix} {
+	for _, prefix := range []string{bridgePrefix, switchPrefix, vethPrefix, vlanPrefix} {
 		if strings.HasPrefix(l.name, prefix) {
 			return true
 		}
 	}
-	return false
+	return isMacvlan(l.name)
 }
 
 // ours reports whether the link bears our mark and is not to be deleted.
@@ -102,11 +106,14 @@ func parseLink(body []byte) *link {
 	}
 	flags := binary.NativeEndian.Uint32(body[8:])
 	l := &link{
-		index:    int32(binary.NativeEndian.Uint32(body[4:])),
-		up:       flags&unix.IFF_UP != 0,
-		loopback: flags&unix.IFF_LOOPBACK != 0,
-		genMode:  -1,
+		index:       int32(binary.NativeEndian.Uint32(body[4:])),
+		up:          flags&unix.IFF_UP != 0,
+		carrier:     flags&unix.IFF_LOWER_UP != 0,
+		promiscuous: flags&unix.IFF_PROMISC != 0,
+		loopback:    flags&unix.IFF_LOOPBACK != 0,
+		genMode:     -1,
 	}
+	elsewhere := false // the lower link
 	for kind, value := range attributes(body[unix.SizeofIfInfomsg:]) {
 		switch kind {
 		case unix.IFLA_IFNAME:
@@ -120,6 +127,10 @@ func parseLink(body []byte) *link {
 			l.mtu = int(binary.NativeEndian.Uint32(value))
 		case unix.IFLA_MASTER:
 			l.master = int32(binary.NativeEndian.Uint32(value))
+		case unix.IFLA_LINK:
+			l.lower = int32(binary.NativeEndian.Uint32(value))
+		case unix.IFLA_LINK_NETNSID:
+			elsewhere = true
 		case unix.IFLA_GROUP:
 			l.group = binary.NativeEndian.Uint32(value)
 		case unix.IFLA_AF_SPEC:
@@ -130,10 +141,17 @@ func parseLink(body []byte) *link {
 		case unix.IFLA_LINKINFO:
 			k, _ := attribute(value, unix.IFLA_INFO_KIND)
 			l.kind = text(k)
+			if l.kind == kindMacvlan {
+				data, _ := attribute(value, unix.IFLA_INFO_DATA)
+				l.mode = macvlanMode(data)
+			}
 			port, _ := attribute(value, unix.IFLA_INFO_SLAVE_DATA)
 			isolated, ok := attribute(port, unix.IFLA_BRPORT_ISOLATED)
 			l.isolated = ok && isolated[0] != 0
 		}
+	}
+	if elsewhere {
+		l.lower = 0
 	}
 	return l
 }
@@ -209,9 +227,25 @@ func (k *Kernel) listLinks(ctx context.Context) ([]*link, error) {
 	return out, nil
 }
 
-// object is the plan's view of a link of ours, but for a switch. A link of the wrong kind is shown under the kind
-// that its name promises, with nothing right about it.
-func (l *link) object(master string) plan.Object {
+// related is the link that the plan's view of this one names: that of a macvlan its lower link, that
+// of others their switch.
+func (l *link) related() int32 {
+	if isMacvlan(l.name) {
+		return l.lower
+	}
+	return l.master
+}
+
+// object is the plan's view of a link of ours other than a switch, given the name of the related one. A link of the
+// wrong kind is shown under the kind that its name promises, with nothing right about it. What a
+// VLAN is beside its link is for observeVLAN to find.
+func (l *link) object(related string) plan.Object {
+	switch {
+	case strings.HasPrefix(l.name, vlanPrefix):
+		return plan.VLAN{Name: l.name, Alias: l.alias}
+	case isMacvlan(l.name):
+		return l.macvlan(related)
+	}
 	if strings.HasPrefix(l.name, bridgePrefix) {
 		if l.kind != kindBridge {
 			return plan.Bridge{Name: l.name, Alias: l.alias}
@@ -221,7 +255,7 @@ func (l *link) object(master string) plan.Object {
 	if l.kind != kindVeth {
 		return plan.Veth{Name: l.name, Alias: l.alias}
 	}
-	return plan.Veth{Name: l.name, Alias: l.alias, Bridge: master, MTU: l.mtu, Isolated: l.isolated, Up: l.up}
+	return plan.Veth{Name: l.name, Alias: l.alias, Bridge: related, MTU: l.mtu, Isolated: l.isolated, Up: l.up}
 }
 
 // observeLinks looks links up by name. What does not bear our mark is not observed.
@@ -230,15 +264,25 @@ func (k *Kernel) observeLinks(ctx context.Context, names []string, out plan.Stat
 	if err != nil {
 		return err
 	}
-	var ours []*link
-	var masters []int32
-	for _, l := range found {
-		if l != nil && l.ours() {
+	var ours, vlans []*link
+	var related []int32
+	var missing []string // VLANs
+	for i, l := range found {
+		isVLAN := strings.HasPrefix(names[i], vlanPrefix)
+		switch {
+		case l != nil && l.ours() && isVLAN:
+			vlans = append(vlans, l)
+		case l != nil && l.ours():
 			ours = append(ours, l)
-			masters = append(masters, l.master)
+			related = append(related, l.related())
+		case isVLAN:
+			missing = append(missing, names[i])
 		}
 	}
-	bridges, err := k.linksByIndex(ctx, nonZero(masters)...)
+	if err := k.observeVLANs(ctx, vlans, missing, out); err != nil {
+		return err
+	}
+	bridges, err := k.linksByIndex(ctx, nonZero(related)...)
 	if err != nil {
 		return err
 	}
@@ -249,7 +293,7 @@ func (k *Kernel) observeLinks(ctx context.Context, names []string, out plan.Stat
 		}
 	}
 	for _, l := range ours {
-		out.Add(l.object(byIndex[l.master]))
+		out.Add(l.object(byIndex[l.related()]))
 	}
 	return nil
 }

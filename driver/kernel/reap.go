@@ -184,8 +184,14 @@ func (k *Kernel) deleteObject(ctx context.Context, o plan.Object) error {
 		return k.deleteSwitch(ctx, o)
 	case plan.Veth:
 		return k.doom(ctx, o.Name)
+	case plan.VLAN:
+		return k.deleteVLAN(ctx, o)
+	case plan.Macvlan:
+		return k.doom(ctx, o.Name)
 	case plan.Address:
 		return k.deleteAddress(ctx, o)
+	case plan.Route:
+		return k.deleteRoute(ctx, o)
 	case plan.Sysctl:
 		return nil // goes with its link, or stays
 	case plan.Admit:

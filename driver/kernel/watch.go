@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -15,9 +16,10 @@ import (
 	"github.com/dockway/dockway/driver/plan"
 )
 
-// Watch ticks when the kernel no longer holds what ObserveAll last saw and Do last did: a link or an
-// address of ours was changed, rules or elements were, Docker's chain was, other links carry the
-// default routes, or the uplink of a switch left it, came back, or has addresses of its own. What this Kernel does itself does not tick. Ticks that are not read become one.
+// Watch ticks when the kernel no longer holds what ObserveAll last saw and Do last did: a link, an
+// address, a route or a VLAN of ours was changed, rules or elements were, Docker's chain was, other
+// links carry the default routes, or the uplink of a switch left it, came back, or has addresses of
+// its own. What this Kernel does itself does not tick. Ticks that are not read become one.
 // Events that were lost tick too. The channel is closed when ctx ends or the Kernel is closed.
 //
 // Sysctls send no events.
@@ -30,7 +32,7 @@ func (k *Kernel) Watch(ctx context.Context) (<-chan struct{}, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	context.AfterFunc(k.life, cancel)
 	for _, source := range []eventSource{
-		{unix.NETLINK_ROUTE, []int{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE}, routeEvent},
+		{unix.NETLINK_ROUTE, []int{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_TC}, routeEvent},
 		{unix.NETLINK_NETFILTER, []int{unix.NFNLGRP_NFTABLES}, k.nftEvent},
 	} {
 		s, err := k.subscribe(source)
@@ -46,9 +48,7 @@ func (k *Kernel) Watch(ctx context.Context) (<-chan struct{}, error) {
 		return nil, fmt.Errorf("watch: %w", err)
 	}
 	for _, l := range all {
-		if l.ours() {
-			w.names[l.index] = l.name
-		}
+		w.names[l.index] = l.name
 	}
 	for _, l := range all {
 		if on := w.names[l.master]; isSwitch(on) && !strings.HasPrefix(l.name, vethPrefix) {
@@ -70,9 +70,9 @@ const settleTime = 20 * time.Millisecond
 type event struct {
 	link    *link // has changed; only its index is known when it is an address of it that has
 	deleted bool
-	route   bool // a default route
-	rules   bool // something of nftables that matters
-	lost    bool // events were lost
+	prefix  netip.Prefix // of a route that has changed
+	rules   bool         // something of nftables that matters
+	lost    bool         // events were lost
 }
 
 type eventSource struct {
@@ -94,7 +94,7 @@ type watcher struct {
 	k       *Kernel
 	events  chan event
 	ticks   chan struct{}
-	names   map[int32]string // of links of ours
+	names   map[int32]string // of links
 	ports   map[int32]string // on which switch a link of the host's is
 	uplinks []string
 }
@@ -148,9 +148,12 @@ func routeEvent(h unix.NlMsghdr, body []byte) (event, bool) {
 		}
 		index := int32(binary.NativeEndian.Uint32(body[4:]))
 		return event{link: &link{index: index}}, true
+	case unix.RTM_NEWTFILTER, unix.RTM_DELTFILTER, unix.RTM_NEWQDISC, unix.RTM_DELQDISC:
+		index, ok := tcLink(body)
+		return event{link: &link{index: index}}, ok
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-		isDefault := len(body) >= unix.SizeofRtMsg && body[1] == 0 && body[4] == unix.RT_TABLE_MAIN
-		return event{route: true}, isDefault
+		prefix, ok := routePrefix(body)
+		return event{prefix: prefix}, ok
 	}
 	return event{}, false
 }
@@ -228,7 +231,7 @@ func (w *watcher) collect(ctx context.Context) {
 
 // dirt is what has to be looked at.
 type dirt struct {
-	links  []string
+	links  []string // and prefixes of routes
 	routes bool
 	tick   bool // nothing has to be looked at: it matters
 }
@@ -239,20 +242,27 @@ func (w *watcher) note(d *dirt, e event) {
 	switch {
 	case e.rules, e.lost:
 		d.tick = true
-	case e.route:
-		d.routes = true
+	case e.prefix.IsValid():
+		d.routes = d.routes || e.prefix.Bits() == 0
+		if w.k.believed.about(e.prefix.String()) {
+			d.links = append(d.links, e.prefix.String())
+		}
 	default:
 		d.routes = d.routes || slices.Contains(w.uplinks, e.link.name)
 		w.notePort(d, e)
-		if old, ok := w.names[e.link.index]; ok {
-			d.links = append(d.links, old)
+		for _, name := range []string{w.names[e.link.index], e.link.name} {
+			if w.k.believed.about(name) {
+				d.links = append(d.links, name)
+			}
+		}
+		if e.link.ours() {
+			d.links = append(d.links, e.link.name)
 		}
 		switch {
 		case e.deleted:
 			delete(w.names, e.link.index)
-		case e.link.ours():
+		case e.link.name != "":
 			w.names[e.link.index] = e.link.name
-			d.links = append(d.links, e.link.name)
 		}
 	}
 }
@@ -294,13 +304,13 @@ func (w *watcher) matters(ctx context.Context, d dirt) bool {
 	return false
 }
 
-// beliefs are what links of ours and their addresses should be: what ObserveAll last saw, and Do
-// has done since. Only Watch asks.
+// beliefs are what links of ours, their addresses, and VLANs and routes should be: what ObserveAll
+// last saw, and Do has done since. Only Watch asks.
 type beliefs struct {
 	sync.Mutex
 	clock   uint64
-	byLink  map[string]map[plan.Key]belief
-	uplinks map[string]string // of switches, also while they are not there
+	byLink  map[string]map[plan.Key]belief // by links, and by prefixes of routes
+	uplinks map[string]string              // of switches, also while they are not there
 }
 
 type belief struct {
@@ -308,19 +318,32 @@ type belief struct {
 	since  uint64
 }
 
-// linkOf is the link that an object is, or is on.
-func linkOf(o plan.Object) (name string, isLink bool) {
+// linksOf are the link that an object is, if it is one, and those whose events can be about it.
+func linksOf(o plan.Object) (itself string, names []string) {
 	switch o := o.(type) {
 	case plan.Bridge:
-		return o.Name, true
+		return o.Name, []string{o.Name}
 	case plan.Switch:
-		return o.Name, true
+		return o.Name, []string{o.Name}
 	case plan.Veth:
-		return o.Name, true
+		return o.Name, []string{o.Name}
+	case plan.VLAN:
+		return o.Name, []string{o.Name, o.Uplink}
+	case plan.Macvlan:
+		return o.Name, []string{o.Name}
 	case plan.Address:
-		return o.Link, false
+		return "", []string{o.Link}
+	case plan.Route:
+		return "", []string{o.Link, o.Prefix.String()}
 	}
-	return "", false
+	return "", nil
+}
+
+// about reports whether events of a link, or of routes to a prefix, can matter.
+func (b *beliefs) about(name string) bool {
+	b.Lock()
+	defer b.Unlock()
+	return len(b.byLink[name]) > 0
 }
 
 // now is the time before an observation.
@@ -332,35 +355,43 @@ func (b *beliefs) now() uint64 {
 
 // did takes note of an operation.
 func (b *beliefs) did(op plan.Op) {
-	name, isLink := linkOf(op.Object)
-	if name == "" {
+	itself, names := linksOf(op.Object)
+	if len(names) == 0 {
 		return
 	}
 	b.Lock()
 	defer b.Unlock()
 	b.clock++
-	switch {
-	case op.Verb == plan.Delete && isLink:
-		delete(b.byLink, name)
-	case op.Verb == plan.Delete:
-		delete(b.byLink[name], op.Object.Key())
-	default:
-		b.put(op.Object)
+	key := op.Object.Key()
+	if key.Kind == plan.KindVLAN { // as it was, it may have been of another uplink
+		for _, objects := range b.byLink {
+			delete(objects, key)
+		}
 	}
+	if op.Verb != plan.Delete {
+		b.put(op.Object)
+		return
+	}
+	for _, name := range names {
+		delete(b.byLink[name], key)
+	}
+	delete(b.byLink, itself)
 }
 
 func (b *beliefs) put(o plan.Object) {
-	name, _ := linkOf(o)
-	if name == "" {
-		return
-	}
+	_, names := linksOf(o)
 	if b.byLink == nil {
 		b.byLink = map[string]map[plan.Key]belief{}
 	}
-	if b.byLink[name] == nil {
-		b.byLink[name] = map[plan.Key]belief{}
+	for _, name := range names {
+		if name == "" { // of what is broken
+			continue
+		}
+		if b.byLink[name] == nil {
+			b.byLink[name] = map[plan.Key]belief{}
+		}
+		b.byLink[name][o.Key()] = belief{o, b.clock}
 	}
-	b.byLink[name][o.Key()] = belief{o, b.clock}
 	if s, ok := o.(plan.Switch); ok && s.Uplink != "" {
 		b.wait(s.Name, s.Uplink)
 	}
@@ -444,7 +475,26 @@ func (b *beliefs) holds(ctx context.Context, k *Kernel, name string) bool {
 }
 
 func (b *beliefs) hold(ctx context.Context, k *Kernel, name string) bool {
-	observed := plan.State{}
+	wanted, observed := plan.State{}, plan.State{}
+	var vlans []string
+	var routes []plan.Key
+	b.Lock()
+	for key, belief := range b.byLink[name] {
+		wanted.Add(belief.object)
+		switch key.Kind {
+		case plan.KindVLAN:
+			vlans = append(vlans, key.Name)
+		case plan.KindRoute:
+			routes = append(routes, key)
+		}
+	}
+	b.Unlock()
+	if err := errors.Join(k.observeLinks(ctx, vlans, observed), k.observeRouteKeys(ctx, routes, observed)); err != nil {
+		return false
+	}
+	if strings.Contains(name, "/") { // a prefix
+		return len(plan.Diff(observed, wanted)) == 0
+	}
 	observe := k.observeLinks
 	if isSwitch(name) {
 		observe = k.observeSwitches
@@ -459,16 +509,10 @@ func (b *beliefs) hold(ctx context.Context, k *Kernel, name string) bool {
 	if k.returned(ctx, name, observed) {
 		return false
 	}
-	if l != nil && len(observed) > 0 && !isSwitch(name) {
+	if l != nil && l.ours() && !isSwitch(name) {
 		if err := k.observeAddresses(ctx, l.index, map[int32]string{l.index: name}, observed); err != nil {
 			return false
 		}
 	}
-	wanted := plan.State{}
-	b.Lock()
-	for _, belief := range b.byLink[name] {
-		wanted.Add(belief.object)
-	}
-	b.Unlock()
 	return len(plan.Diff(observed, wanted)) == 0
 }
