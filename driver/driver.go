@@ -327,12 +327,22 @@ func (s *Service) replace(ctx context.Context, n *network, e mode.Endpoint) erro
 // and converge back. The caller holds n.mu and updates the memory of n when change returns nil.
 func (s *Service) change(ctx context.Context, n *network, before, after plan.State, changes ...Change) error {
 	undo := n.before(changes)
+	// The disk keeps the call waiting: the kernel is looked at meanwhile, and changed after.
+	var ops []plan.Op
+	var lookErr error
+	var look sync.WaitGroup
+	look.Go(func() { ops, lookErr = s.look(ctx, before, after) })
+	var err error
 	if len(changes) > 0 {
-		if err := s.store.Apply(changes...); err != nil {
-			return err
-		}
+		err = s.store.Apply(changes...)
 	}
-	err := s.converge(ctx, before, after)
+	look.Wait()
+	if err != nil {
+		return err
+	}
+	if err = lookErr; err == nil {
+		err = s.kernel.Do(ctx, ops)
+	}
 	var inUse *plan.PortInUseError
 	if err != nil && !errors.As(err, &inUse) && ctx.Err() == nil && s.stand(ctx, n, after) == nil {
 		err = s.converge(ctx, before, after)
@@ -352,9 +362,18 @@ func (s *Service) change(ctx context.Context, n *network, before, after plan.Sta
 	return err
 }
 
-// converge makes the kernel hold what is in wanted of the keys in either state. It looks at those
-// that differ; when none does, the call is a repeated one, and it looks at all.
+// converge makes the kernel hold what is in wanted of the keys in either state.
 func (s *Service) converge(ctx context.Context, before, wanted plan.State) error {
+	ops, err := s.look(ctx, before, wanted)
+	if err != nil {
+		return err
+	}
+	return s.kernel.Do(ctx, ops)
+}
+
+// look finds what has to be done to converge. It looks at what differs in the two states; when
+// nothing does, the call is a repeated one, and it looks at all.
+func (s *Service) look(ctx context.Context, before, wanted plan.State) ([]plan.Op, error) {
 	differ := plan.State{}
 	for key, o := range (plan.State{}).Merge(before, wanted) {
 		if before[key] == nil || wanted[key] == nil || !wanted[key].Same(before[key]) {
@@ -365,16 +384,16 @@ func (s *Service) converge(ctx context.Context, before, wanted plan.State) error
 		differ = wanted
 	}
 	if len(differ) == 0 {
-		return nil
+		return nil, nil
 	}
 	keys := differ.Keys()
 	wanted = maps.Clone(wanted)
 	maps.DeleteFunc(wanted, func(key plan.Key, _ plan.Object) bool { return differ[key] == nil })
 	observed, err := s.kernel.Observe(ctx, keys)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return s.kernel.Do(ctx, plan.Diff(observed, wanted))
+	return plan.Diff(observed, wanted), nil
 }
 
 // stand puts in place what everything on the network stands on: before it is made, and again in

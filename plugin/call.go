@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"runtime/debug"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/docker/go-plugins-helpers/sdk"
@@ -27,6 +28,7 @@ type result struct {
 	about string // what the call was about, for the log
 	reply any
 	err   error
+	late  bool // the call has not ended
 }
 
 // badRequest is an error that the same request will meet again.
@@ -69,45 +71,49 @@ func (s *Server) handle(name, method string, answer func(context.Context, []byte
 		}
 		defer s.calls.end()
 		start := time.Now()
-		res := s.answer(w, r, name, answer)
-		s.record(name, res, time.Since(start))
-		switch {
-		case res.err == nil:
-			s.write(w, http.StatusOK, res.reply)
-		case errors.As(res.err, new(badRequest)):
-			s.refuse(w, http.StatusBadRequest, res.err)
-		default:
-			s.refuse(w, http.StatusInternalServerError, res.err)
+		var once sync.Once
+		respond := func(res result) { once.Do(func() { s.respond(w, name, res, time.Since(start)) }) }
+		body, err := s.read(w, r)
+		if err != nil {
+			respond(result{err: badRequest{err}})
+			return
 		}
+		// A call that does not heed its context is answered for. It goes on, and its connection with it.
+		late := time.AfterFunc(s.Limit+grace, func() {
+			respond(result{err: fmt.Errorf("no answer within %s: dockway or the host's kernel is overloaded; try again", s.Limit), late: true})
+		})
+		defer late.Stop()
+		respond(s.answer(r.Context(), name, body, answer))
 	})
 }
 
-// answer reads the request and runs the call within the time limit. A client that goes away does
-// not stop a call half-way: the engine forgets or repeats, and both are cheaper to mend.
-func (s *Server) answer(w http.ResponseWriter, r *http.Request, name string, answer func(context.Context, []byte) result) result {
-	body, err := s.read(w, r)
-	if err != nil {
-		return result{err: badRequest{err}}
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), s.Limit)
-	results := make(chan result, 1)
-	s.calls.begin() // cannot be refused: the caller has begun
-	go func() {
-		defer s.calls.end()
-		defer cancel()
-		defer func() {
-			if p := recover(); p != nil {
-				s.Log.Errorf("%s: panic: %v\n%s", name, p, debug.Stack())
-				results <- result{err: fmt.Errorf("internal error: %v: this is a bug in dockway, its log has the details", p)}
-			}
-		}()
-		results <- answer(ctx, body)
+// answer runs the call within the time limit. A client that goes away does not stop a call
+// half-way: the engine forgets or repeats, and both are cheaper to mend.
+func (s *Server) answer(ctx context.Context, name string, body []byte, answer func(context.Context, []byte) result) (res result) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.Limit)
+	defer cancel()
+	defer func() {
+		if p := recover(); p != nil {
+			s.Log.Errorf("%s: panic: %v\n%s", name, p, debug.Stack())
+			res = result{err: fmt.Errorf("internal error: %v: this is a bug in dockway, its log has the details", p)}
+		}
 	}()
-	select {
-	case res := <-results:
-		return res
-	case <-time.After(s.Limit + grace):
-		return result{err: fmt.Errorf("no answer within %s: dockway or the host's kernel is overloaded; try again", s.Limit)}
+	return answer(ctx, body)
+}
+
+// respond logs a call and sends its answer.
+func (s *Server) respond(w http.ResponseWriter, name string, res result, took time.Duration) {
+	s.record(name, res, took)
+	if res.late {
+		w.Header().Set("Connection", "close")
+	}
+	switch {
+	case res.err == nil:
+		s.write(w, http.StatusOK, res.reply)
+	case errors.As(res.err, new(badRequest)):
+		s.refuse(w, http.StatusBadRequest, res.err)
+	default:
+		s.refuse(w, http.StatusInternalServerError, res.err)
 	}
 }
 

@@ -12,18 +12,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// loop is one thread that waits for any number of sockets with epoll(7), and runs what other
-// goroutines ask of it in between. The thread is in the network namespace in which the loop was
-// started and never leaves it: a socket belongs to the namespace of the thread that makes it
-// (network_namespaces(7)), and goroutines move between threads.
+// loop is one thread that waits for any number of sockets with epoll(7). What it does when one is
+// ready, and what other goroutines do in between, take turns. The thread is in the network namespace
+// in which the loop was started and never leaves it: a socket belongs to the namespace of the thread
+// that makes it (network_namespaces(7)), and goroutines move between threads.
 type loop struct {
 	epoll int
-	bell  int // an eventfd(2) that ends a wait
+	bell  int         // an eventfd(2) that ends a wait
+	home  unix.Stat_t // the network namespace
 	tick  func() time.Duration
 	done  chan struct{} // closed when the thread has ended
 
-	watched map[int]watcher // of the thread only
-	ending  bool            // of the thread only
+	turn    sync.Mutex      // held by who does something: the thread when it does not wait, or do
+	watched map[int]watcher // by turn
+	ending  bool            // by turn
 
 	mu    sync.Mutex
 	calls []func()
@@ -42,6 +44,9 @@ func startLoop(tick func() time.Duration) (*loop, error) {
 	}
 	defer ns.Close()
 	l := &loop{epoll: -1, bell: -1, tick: tick, done: make(chan struct{}), watched: map[int]watcher{}}
+	if err := unix.Fstat(int(ns.Fd()), &l.home); err != nil {
+		return nil, fmt.Errorf("look at the network namespace: %w", err)
+	}
 	if l.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err == nil {
 		l.bell, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	}
@@ -65,20 +70,25 @@ func startLoop(tick func() time.Duration) (*loop, error) {
 // be in another namespace than the process's others.
 func (l *loop) run(ns int, entered chan<- error) {
 	runtime.LockOSThread()
-	err := enter(ns)
+	err := l.enter(ns)
 	entered <- err
 	if err != nil {
 		return
 	}
 	defer close(l.done)
 	events := make([]unix.EpollEvent, 128)
+	l.turn.Lock()
+	defer l.turn.Unlock()
 	for !l.serve() {
-		n, err := unix.EpollWait(l.epoll, events, milliseconds(l.tick()))
+		wait := milliseconds(l.tick())
+		l.turn.Unlock()
+		n, err := unix.EpollWait(l.epoll, events, wait)
+		l.turn.Lock()
 		if err != nil && !errors.Is(err, unix.EINTR) {
 			panic(fmt.Sprintf("epoll_wait: %v", err)) // a closed or wrong descriptor: a fault of this file
 		}
 		for _, e := range events[:max(n, 0)] {
-			// A socket that was closed in this round is not watched any more; should its number
+			// A socket that was closed meanwhile is not watched any more; should its number
 			// have been given out again, its new owner finds nothing to read, which is harmless.
 			if w := l.watched[int(e.Fd)]; w != nil {
 				w.ready()
@@ -125,8 +135,27 @@ func (l *loop) post(f func()) bool {
 	return true
 }
 
-// do has f run by the loop and waits for it. It reports false when the loop has ended.
+// do runs f in turn, and reports false when the loop has ended.
 func (l *loop) do(f func()) bool {
+	l.turn.Lock()
+	defer l.turn.Unlock()
+	l.mu.Lock()
+	ended := l.ended
+	l.mu.Unlock()
+	if !ended {
+		f()
+	}
+	return !ended
+}
+
+// doInside is do for what has to be done in the loop's namespace. Threads usually are there; for one
+// that is not, as in a test, the loop's own does it.
+func (l *loop) doInside(f func()) bool {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if inside, err := l.inside(); err == nil && inside {
+		return l.do(f)
+	}
 	ran := make(chan struct{})
 	if !l.post(func() { f(); close(ran) }) {
 		return false
@@ -135,7 +164,8 @@ func (l *loop) do(f func()) bool {
 	return true
 }
 
-// stop ends the loop after the calls that wait already. Like what follows, for the loop's thread.
+// stop ends the loop after the calls that wait already. Like what follows, it is to be called by
+// turn; the loop hears of it when it is posted.
 func (l *loop) stop() { l.ending = true }
 
 // watch has w told when fd can be read.
@@ -156,23 +186,26 @@ func (l *loop) forget(fd int) {
 	}
 }
 
-// enter moves the thread into a network namespace, which takes CAP_SYS_ADMIN (setns(2)), unless it
+// enter moves the thread into the loop's namespace, which takes CAP_SYS_ADMIN (setns(2)), unless it
 // is there already, as in a program that has only one.
-func enter(ns int) error {
-	var want, have unix.Stat_t
-	if err := unix.Fstat(ns, &want); err != nil {
-		return fmt.Errorf("look at the network namespace: %w", err)
-	}
-	if err := unix.Stat("/proc/thread-self/ns/net", &have); err != nil {
-		return fmt.Errorf("look at the thread's network namespace: %w", err)
-	}
-	if want.Dev == have.Dev && want.Ino == have.Ino {
-		return nil
+func (l *loop) enter(ns int) error {
+	inside, err := l.inside()
+	if err != nil || inside {
+		return err
 	}
 	if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("enter the network namespace: %w", err)
 	}
 	return nil
+}
+
+// inside reports whether the thread is in the loop's namespace.
+func (l *loop) inside() (bool, error) {
+	var here unix.Stat_t
+	if err := unix.Stat("/proc/thread-self/ns/net", &here); err != nil {
+		return false, fmt.Errorf("look at the thread's network namespace: %w", err)
+	}
+	return here.Dev == l.home.Dev && here.Ino == l.home.Ino, nil
 }
 
 // milliseconds rounds up, so that the loop does not come back just before the time.

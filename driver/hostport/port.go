@@ -13,7 +13,7 @@ import (
 	"github.com/dockway/dockway/driver/plan"
 )
 
-// port is one held port. Only the loop touches it.
+// port is one held port. It is touched in the loop's turn only.
 type port struct {
 	owner  *Ports
 	hp     plan.HostPort

@@ -36,7 +36,7 @@ const (
 // Ports holds host ports in one network namespace. It is safe for concurrent use.
 //
 // All sockets belong to one loop, on one thread that stays in the namespace; what follows the
-// line below is touched by that loop only, so there is nothing to lock. A held port costs one
+// line below is touched in its turn only. A held port costs one
 // socket and one small structure, never a goroutine; a relayed TCP connection costs two
 // goroutines, a UDP client none.
 type Ports struct {
@@ -120,7 +120,7 @@ func (p *Ports) Hold(hp plan.HostPort) error {
 func (p *Ports) hold(hp plan.HostPort) error {
 	var err error
 	diag := -1
-	if !p.loop.do(func() {
+	if !p.loop.doInside(func() {
 		if err = p.take(hp); errors.Is(err, unix.EADDRINUSE) {
 			diag = openDiag() // in the namespace; the asking is left to the caller's goroutine
 		}
@@ -183,7 +183,7 @@ func (p *Ports) Close() error {
 		p.closed = true
 	})
 	p.relays.Wait()
-	p.loop.do(p.loop.stop)
+	p.loop.post(p.loop.stop)
 	<-p.loop.done
 	return nil
 }

@@ -16,7 +16,7 @@ import (
 // if that is less (listen(2)).
 const backlog = 4096
 
-// open makes the socket that holds hp. It must be called on the loop's thread.
+// open makes the socket that holds hp. It must be called in the loop's namespace.
 //
 // TCP: SO_REUSEADDR lets a port be taken over connections of the past (TIME_WAIT) and over those
 // that a process before us relayed, but never over a socket that listens (ip(7), socket(7)). A

@@ -454,10 +454,11 @@ func (k *Kernel) putVeth(ctx context.Context, v plan.Veth) error {
 	if err != nil {
 		return err
 	}
-	mtu := uint32(v.MTU)
-	peer := attrs{}.str(unix.IFLA_IFNAME, v.Peer).put(unix.IFLA_ADDRESS, v.PeerMAC[:]).u32(unix.IFLA_MTU, mtu)
-	create := createLink(v.Name, attrs{}.
-		u32(unix.IFLA_MTU, mtu).u32(unix.IFLA_MASTER, uint32(bridge.index)).
+	// One queue each way is all that a veth uses unless it is told otherwise. Asked for no number, the kernel makes one
+	// for every CPU and then waits, twice, for all CPUs to let go of those that are too many.
+	shape := attrs{}.u32(unix.IFLA_MTU, uint32(v.MTU)).u32(unix.IFLA_NUM_TX_QUEUES, 1).u32(unix.IFLA_NUM_RX_QUEUES, 1)
+	peer := append(attrs{}.str(unix.IFLA_IFNAME, v.Peer).put(unix.IFLA_ADDRESS, v.PeerMAC[:]), shape...)
+	create := createLink(v.Name, append(attrs{}.u32(unix.IFLA_MASTER, uint32(bridge.index)), shape...).
 		nest(unix.IFLA_LINKINFO, attrs{}.str(unix.IFLA_INFO_KIND, kindVeth).
 			nest(unix.IFLA_INFO_DATA, attrs{}.nest(nl.VETH_INFO_PEER, linkBody(0, 0, 0, peer)))))
 	// What a port is told goes to the switch that it is on already.
@@ -466,7 +467,7 @@ func (k *Kernel) putVeth(ctx context.Context, v plan.Veth) error {
 	// Hairpin, so that a container reaches a published port of its own: what comes back to the
 	// port that it came from is its own packet, after DNAT, on hosts with bridge-nf-call-iptables.
 	configure := changeLink(v.Name, v.Up, k.withoutAutoconf(attrs{}.
-		u32(unix.IFLA_MTU, mtu).str(unix.IFLA_IFALIAS, v.Alias).
+		u32(unix.IFLA_MTU, uint32(v.MTU)).str(unix.IFLA_IFALIAS, v.Alias).
 		nest(unix.IFLA_LINKINFO, attrs{}.str(unix.IFLA_INFO_SLAVE_KIND, kindBridge).
 			nest(unix.IFLA_INFO_SLAVE_DATA, attrs{}.u8(unix.IFLA_BRPORT_MODE, 1).u8(unix.IFLA_BRPORT_ISOLATED, flag(v.Isolated)))), v.MTU))
 	return k.putLink(ctx, v.Name, kindVeth, v.MTU, create, configure, enslave)
