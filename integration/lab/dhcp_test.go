@@ -65,8 +65,9 @@ func testDHCP(t *testing.T, program lab.DHCPProgram) {
 	// Stopped and started, it knows the lease.
 	s.must(server.Stop())
 	wire.Forget()
-	client.renew()
-	wire.Saw(t, lab.DHCP("request").From(ip))
+	if out, err := a.Run("busybox", "udhcpc", "-n", "-q", "-t", "2", "-T", "1", "-i", "eth1", "-s", "/bin/true"); err == nil {
+		t.Errorf("a server that is stopped answers: %s", out)
+	}
 	s.must(server.Start())
 	if l := s.lease(server, ip); l.MAC != lease.MAC {
 		t.Errorf("after a restart the lease is %+v", l)
@@ -75,11 +76,13 @@ func testDHCP(t *testing.T, program lab.DHCPProgram) {
 	if got := value(client.waitFor("renew"), "ip"); got != ip {
 		t.Errorf("renewed, the address %s is %s", ip, got)
 	}
+	wire.Saw(t, lab.DHCP("request").From(ip))
 	wire.Saw(t, lab.DHCP("ack"))
 	wire.Never(t, lab.DHCP("nak"))
 
 	// With other addresses, it says no; the client starts again.
 	config.From, config.To = "198.18.0.100", "198.18.0.109"
+	config.Reserved["02:08:00:00:00:01"] = "198.18.0.105"
 	s.must(server.Reconfigure(config))
 	if l, err := server.Leases(); err != nil || len(l) > 0 {
 		t.Errorf("the new server has leases: %v %v", l, err)
@@ -88,7 +91,7 @@ func testDHCP(t *testing.T, program lab.DHCPProgram) {
 	client.waitFor("nak")
 	wire.Saw(t, lab.DHCP("nak"))
 	now := value(client.waitFor("bound"), "ip")
-	if !strings.HasPrefix(now, "198.18.0.10") || now == ip {
+	if now != "198.18.0.105" {
 		t.Errorf("after the server's no, the address is %s", now)
 	}
 
@@ -134,7 +137,7 @@ ip address flush dev $interface
 .
 chmod +x ` + script)
 	s.must(err)
-	full := append([]string{"busybox", "udhcpc", "-f", "-t", "20", "-T", "1", "-A", "1", "-i", link, "-p", pid, "-s", script,
+	full := append([]string{"env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "busybox", "udhcpc", "-f", "-t", "20", "-T", "1", "-A", "1", "-i", link, "-p", pid, "-s", script,
 		"-O", "search", "-O", "mtu", "-O", "staticroutes", "-O", "58", "-O", "59"}, args...)
 	p, err := m.Start("deconfig>", full...)
 	s.must(err)
