@@ -1,12 +1,17 @@
 package lab_test
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
 
 	"github.com/dockway/dockway/integration/lab"
 )
@@ -95,12 +100,41 @@ func testDHCP(t *testing.T, program lab.DHCPProgram) {
 		t.Errorf("after the server's no, the address is %s", now)
 	}
 
+	// A client that comes back and asks for an address of yesterday is refused at once.
+	const yesterday = "198.18.0.200"
+	wire.Forget()
+	s.ask(a, "send", "link", "eth1", askAgain(t, "02:08:00:00:00:03", yesterday))
+	wire.Saw(t, lab.DHCP("nak").Mentioning("02:08:00:00:00:03"))
+
 	client.signal("USR2")
 	s.must(lab.WaitFor(5*time.Second, "the end of the lease", func() (bool, error) {
 		all, err := server.Leases()
 		return !slices.ContainsFunc(all, func(l lab.Lease) bool { return l.IP == now }), errors.Join(err, fmt.Errorf("%+v", all))
 	}))
 	wire.Saw(t, lab.DHCP("release").From(now))
+}
+
+// askAgain is the request of a client that knows its address from before (RFC 2131, INIT-REBOOT), as a frame
+// in hexadecimal.
+func askAgain(t *testing.T, mac, ip string) string {
+	t.Helper()
+	own, err := net.ParseMAC(mac)
+	if err != nil {
+		t.Fatal(err)
+	}
+	network := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolUDP, SrcIP: net.IPv4zero, DstIP: net.IPv4bcast}
+	udp := &layers.UDP{SrcPort: 68, DstPort: 67}
+	b := gopacket.NewSerializeBuffer()
+	err = errors.Join(udp.SetNetworkLayerForChecksum(network), gopacket.SerializeLayers(b, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true},
+		&layers.Ethernet{SrcMAC: own, DstMAC: net.HardwareAddr{255, 255, 255, 255, 255, 255}, EthernetType: layers.EthernetTypeIPv4}, network, udp,
+		&layers.DHCPv4{Operation: layers.DHCPOpRequest, HardwareType: layers.LinkTypeEthernet, HardwareLen: 6, ClientHWAddr: own, Xid: 7, Options: layers.DHCPOptions{
+			layers.NewDHCPOption(layers.DHCPOptMessageType, []byte{byte(layers.DHCPMsgTypeRequest)}),
+			layers.NewDHCPOption(layers.DHCPOptRequestIP, net.ParseIP(ip).To4()),
+		}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return hex.EncodeToString(b.Bytes())
 }
 
 func (s *site) lease(server *lab.DHCPServer, ip string) lab.Lease {
