@@ -123,3 +123,19 @@ func TestStream(t *testing.T) {
 		t.Errorf("a stream without a cable ends as %+v", report)
 	}
 }
+
+// TestCaptureIn: what passes a container's link is seen in the container.
+func TestCaptureIn(t *testing.T) {
+	s := newSite(t)
+	h, err := s.Host("host", lab.Moby)
+	s.must(err)
+	s.must(h.LoadImage(s.probe))
+	_, err = h.Docker("run", "-d", "--name", "web", lab.Image)
+	s.must(err)
+	ip, err := h.Docker("inspect", "-f", "{{.NetworkSettings.Networks.bridge.IPAddress}}", "web")
+	s.must(err)
+	c := h.CaptureIn(t, "web", "eth0")
+	s.reach(h.Machine, ip)
+	c.Saw(t, lab.EchoRequest().To(ip).Received())
+	c.Saw(t, lab.EchoReply().From(ip).Sent())
+}
