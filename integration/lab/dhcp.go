@@ -44,8 +44,8 @@ const (
 	Kea     DHCPProgram = "kea-dhcp4"
 )
 
-// DHCPServer serves DHCP on a machine's link. It is authoritative: who asks for an address that it
-// would not give is told so (NAK).
+// DHCPServer serves DHCP on a machine's link. It is authoritative: who asks at its start for an
+// address that the server would not give is told so (NAK).
 type DHCPServer struct {
 	Program DHCPProgram
 	machine *Machine
@@ -68,7 +68,8 @@ func (m *Machine) DHCP(program DHCPProgram, link string, config DHCPConfig) (*DH
 }
 
 // Reconfigure starts the server anew with another configuration, and without any memory of the
-// leases that it gave.
+// leases that it gave. A client that renews an address is refused (NAK) if another is reserved for
+// it now. If its address is only outside From and To now, dnsmasq refuses it, and Kea keeps silent.
 func (s *DHCPServer) Reconfigure(config DHCPConfig) error {
 	if err := errors.Join(s.Stop(), os.RemoveAll(s.dir), os.MkdirAll(s.dir, 0o755)); err != nil {
 		return err
@@ -273,10 +274,9 @@ func (s *DHCPServer) keaConfig(c DHCPConfig) ([]byte, error) {
 	server := object{
 		"interfaces-config": object{"interfaces": []string{s.link}},
 		"lease-database":    object{"type": "memfile", "persist": true, "name": s.leaseFile(), "lfc-interval": 0},
-		"authoritative":     true,
 		"valid-lifetime":    seconds(c.lease()),
 		"subnet4": []object{{
-			"id": 1, "subnet": c.Subnet, "interface": s.link, "pools": []object{{"pool": c.From + " - " + c.To}},
+			"id": 1, "subnet": c.Subnet, "interface": s.link, "authoritative": true, "pools": []object{{"pool": c.From + " - " + c.To}},
 			"option-data": nonNil(options), "reservations": nonNil(reserved),
 		}},
 		"loggers": []object{{"name": "kea-dhcp4", "severity": "INFO", "output_options": []object{{"output": "stdout", "flush": true}}}},

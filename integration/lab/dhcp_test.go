@@ -1,12 +1,17 @@
 package lab_test
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
 
 	"github.com/dockway/dockway/integration/lab"
 )
@@ -65,8 +70,9 @@ func testDHCP(t *testing.T, program lab.DHCPProgram) {
 	// Stopped and started, it knows the lease.
 	s.must(server.Stop())
 	wire.Forget()
-	client.renew()
-	wire.Saw(t, lab.DHCP("request").From(ip))
+	if out, err := a.Run("busybox", "udhcpc", "-n", "-q", "-t", "2", "-T", "1", "-i", "eth1", "-s", "/bin/true"); err == nil {
+		t.Errorf("a server that is stopped answers: %s", out)
+	}
 	s.must(server.Start())
 	if l := s.lease(server, ip); l.MAC != lease.MAC {
 		t.Errorf("after a restart the lease is %+v", l)
@@ -75,11 +81,13 @@ func testDHCP(t *testing.T, program lab.DHCPProgram) {
 	if got := value(client.waitFor("renew"), "ip"); got != ip {
 		t.Errorf("renewed, the address %s is %s", ip, got)
 	}
+	wire.Saw(t, lab.DHCP("request").From(ip))
 	wire.Saw(t, lab.DHCP("ack"))
 	wire.Never(t, lab.DHCP("nak"))
 
 	// With other addresses, it says no; the client starts again.
 	config.From, config.To = "198.18.0.100", "198.18.0.109"
+	config.Reserved["02:08:00:00:00:01"] = "198.18.0.105"
 	s.must(server.Reconfigure(config))
 	if l, err := server.Leases(); err != nil || len(l) > 0 {
 		t.Errorf("the new server has leases: %v %v", l, err)
@@ -88,9 +96,15 @@ func testDHCP(t *testing.T, program lab.DHCPProgram) {
 	client.waitFor("nak")
 	wire.Saw(t, lab.DHCP("nak"))
 	now := value(client.waitFor("bound"), "ip")
-	if !strings.HasPrefix(now, "198.18.0.10") || now == ip {
+	if now != "198.18.0.105" {
 		t.Errorf("after the server's no, the address is %s", now)
 	}
+
+	// A client that comes back and asks for an address of yesterday is refused at once.
+	const yesterday = "198.18.0.200"
+	wire.Forget()
+	s.ask(a, "send", "link", "eth1", askAgain(t, "02:08:00:00:00:03", yesterday))
+	wire.Saw(t, lab.DHCP("nak").Mentioning("02:08:00:00:00:03"))
 
 	client.signal("USR2")
 	s.must(lab.WaitFor(5*time.Second, "the end of the lease", func() (bool, error) {
@@ -98,6 +112,29 @@ func testDHCP(t *testing.T, program lab.DHCPProgram) {
 		return !slices.ContainsFunc(all, func(l lab.Lease) bool { return l.IP == now }), errors.Join(err, fmt.Errorf("%+v", all))
 	}))
 	wire.Saw(t, lab.DHCP("release").From(now))
+}
+
+// askAgain is the request of a client that knows its address from before (RFC 2131, INIT-REBOOT), as a frame
+// in hexadecimal.
+func askAgain(t *testing.T, mac, ip string) string {
+	t.Helper()
+	own, err := net.ParseMAC(mac)
+	if err != nil {
+		t.Fatal(err)
+	}
+	network := &layers.IPv4{Version: 4, TTL: 64, Protocol: layers.IPProtocolUDP, SrcIP: net.IPv4zero, DstIP: net.IPv4bcast}
+	udp := &layers.UDP{SrcPort: 68, DstPort: 67}
+	b := gopacket.NewSerializeBuffer()
+	err = errors.Join(udp.SetNetworkLayerForChecksum(network), gopacket.SerializeLayers(b, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true},
+		&layers.Ethernet{SrcMAC: own, DstMAC: net.HardwareAddr{255, 255, 255, 255, 255, 255}, EthernetType: layers.EthernetTypeIPv4}, network, udp,
+		&layers.DHCPv4{Operation: layers.DHCPOpRequest, HardwareType: layers.LinkTypeEthernet, HardwareLen: 6, ClientHWAddr: own, Xid: 7, Options: layers.DHCPOptions{
+			layers.NewDHCPOption(layers.DHCPOptMessageType, []byte{byte(layers.DHCPMsgTypeRequest)}),
+			layers.NewDHCPOption(layers.DHCPOptRequestIP, net.ParseIP(ip).To4()),
+		}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return hex.EncodeToString(b.Bytes())
 }
 
 func (s *site) lease(server *lab.DHCPServer, ip string) lab.Lease {
@@ -134,7 +171,7 @@ ip address flush dev $interface
 .
 chmod +x ` + script)
 	s.must(err)
-	full := append([]string{"busybox", "udhcpc", "-f", "-t", "20", "-T", "1", "-A", "1", "-i", link, "-p", pid, "-s", script,
+	full := append([]string{"env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "busybox", "udhcpc", "-f", "-t", "20", "-T", "1", "-A", "1", "-i", link, "-p", pid, "-s", script,
 		"-O", "search", "-O", "mtu", "-O", "staticroutes", "-O", "58", "-O", "59"}, args...)
 	p, err := m.Start("deconfig>", full...)
 	s.must(err)

@@ -181,10 +181,7 @@ func DestinationMAC(mac string) Match { return Frames().DestinationMAC(mac) }
 
 // Mentions is frames in which the six bytes of a MAC address are somewhere: in the Ethernet header,
 // in ARP, in an option of neighbour discovery, in DHCP.
-func Mentions(mac string) Match {
-	want := parseMAC(mac)
-	return Frames().and("with "+mac+" in it", func(f Frame) bool { return bytes.Contains(f.Data, want) })
-}
+func Mentions(mac string) Match { return Frames().Mentioning(mac) }
 
 // What narrows them.
 
@@ -254,6 +251,12 @@ func (m Match) DestinationMAC(mac string) Match {
 		eth := layer[*layers.Ethernet](f)
 		return eth != nil && bytes.Equal(eth.DstMAC, want)
 	})
+}
+
+// Mentioning is frames in which the six bytes of a MAC address are somewhere.
+func (m Match) Mentioning(mac string) Match {
+	want := parseMAC(mac)
+	return m.and("with "+mac+" in it", func(f Frame) bool { return bytes.Contains(f.Data, want) })
 }
 
 // SenderMAC is ARP whose sender says it has a MAC address.

@@ -106,7 +106,9 @@ func (s *site) mac(m *lab.Machine, link string) string {
 func TestDumbSwitch(t *testing.T) {
 	s := newSite(t)
 	_, a, b := s.pair()
-	s.run(b, "sysctl", "-qw", "net.ipv6.conf.eth0.disable_ipv6=1") // it would speak of itself
+	for _, m := range []*lab.Machine{a, b} { // they would speak of themselves
+		s.run(m, "sysctl", "-qw", "net.ipv6.conf.eth0.disable_ipv6=1")
+	}
 	c := b.Capture(t, "eth0")
 	head := "0208aabbccdd" + "0208aabbccee" // neither is anybody's
 	frames := map[string]string{

@@ -45,9 +45,11 @@ func (l *Lab) Stream(from, to *Machine, address string) (*Stream, error) {
 // if the connection was reset, or if it does not carry any more: what was sent has 10 seconds to
 // arrive.
 func (s *Stream) End() (StreamReport, error) {
-	// Both are ended, whatever the other says.
-	err := s.client.Finish(25 * time.Second)
-	err = errors.Join(err, s.server.Finish(25*time.Second))
+	ended := make(chan error)
+	for _, side := range []*Process{s.client, s.server} {
+		go func() { ended <- side.Finish(15 * time.Second) }()
+	}
+	err := errors.Join(<-ended, <-ended)
 	client, err1 := said(s.client)
 	server, err2 := said(s.server)
 	if err = errors.Join(err, err1, err2); err != nil {
