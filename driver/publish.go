@@ -41,8 +41,10 @@ func (s *Service) Publish(ctx context.Context, networkID, id string, mappings []
 	if n.record.Internal || !e.Joined {
 		mappings = nil // nothing leads there
 	}
-	if err := mode.Publishes(n.record); err != nil && len(mappings) > 0 {
-		return fmt.Errorf("publish ports of endpoint %s on network %s: %w", brief(id), n.name(), err)
+	for _, m := range mappings {
+		if err := mode.Publishes(n.record, m.Protocol); err != nil {
+			return fmt.Errorf("publish ports of endpoint %s on network %s: %w", brief(id), n.name(), err)
+		}
 	}
 	if err := s.publish(ctx, n, e, mappings); err != nil {
 		return fmt.Errorf("publish ports of endpoint %s on network %s: %w", brief(id), n.name(), err)

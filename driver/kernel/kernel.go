@@ -79,6 +79,7 @@ type Kernel struct {
 	forgetter  worker
 	stale      publications
 	believed   beliefs
+	asked      questions
 
 	// interrupt, in tests, says how many of the next n changes of a switch are carried out before the
 	// process dies.

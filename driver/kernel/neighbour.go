@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -28,9 +29,17 @@ func neighbourBody(index int32, state uint16, flags byte, a netip.Addr) []byte {
 // States of a neighbour whose address is known, if not for sure (RFC 4861, section 7.3.2).
 const known = unix.NUD_REACHABLE | unix.NUD_STALE | unix.NUD_DELAY | unix.NUD_PROBE | unix.NUD_PERMANENT | unix.NUD_NOARP
 
+// A neighbour is who has an address on a link.
+type neighbour struct {
+	link    int32
+	address netip.Addr
+	mac     plan.MAC // zero: it does not answer
+	state   uint16
+}
+
 // Neighbour gives the MAC of a neighbour on a link, as the kernel knows it, and has the kernel find
 // it out, or make sure that it is still true, when it does not know. It is zero while the neighbour
-// does not answer.
+// does not answer. From then on Watch ticks when it is another.
 func (k *Kernel) Neighbour(ctx context.Context, name string, a netip.Addr) (plan.MAC, error) {
 	l, err := k.link(ctx, name)
 	if err != nil {
@@ -39,32 +48,77 @@ func (k *Kernel) Neighbour(ctx context.Context, name string, a netip.Addr) (plan
 	if l == nil {
 		return plan.MAC{}, fmt.Errorf("link %s: %w", name, unix.ENODEV)
 	}
-	mac, state, err := k.neighbour(ctx, l.index, a)
-	if err != nil || state&(unix.NUD_REACHABLE|unix.NUD_PERMANENT|unix.NUD_NOARP) != 0 {
-		return mac, err
+	n, err := k.neighbour(ctx, l.index, a)
+	if err != nil {
+		return plan.MAC{}, err
+	}
+	k.asked.told(n)
+	if n.state&(unix.NUD_REACHABLE|unix.NUD_PERMANENT|unix.NUD_NOARP) != 0 {
+		return n.mac, nil
 	}
 	use := message{kind: unix.RTM_NEWNEIGH, flags: unix.NLM_F_ACK | unix.NLM_F_CREATE, body: neighbourBody(l.index, unix.NUD_NONE, unix.NTF_USE, a)}
 	if _, err := k.route.request(ctx, use); err != nil {
-		return mac, fmt.Errorf("look for %s on %s: %w", a, name, err)
+		return n.mac, fmt.Errorf("look for %s on %s: %w", a, name, err)
 	}
-	return mac, nil
+	return n.mac, nil
 }
 
-func (k *Kernel) neighbour(ctx context.Context, index int32, a netip.Addr) (mac plan.MAC, state uint16, err error) {
+func (k *Kernel) neighbour(ctx context.Context, index int32, a netip.Addr) (neighbour, error) {
+	unknown := neighbour{link: index, address: a}
 	bodies, err := k.route.request(ctx, message{kind: unix.RTM_GETNEIGH, body: neighbourBody(index, 0, 0, a)})
 	if errors.Is(err, unix.ENOENT) || isGone(err) {
-		return mac, unix.NUD_NONE, nil
+		return unknown, nil
 	}
 	if err != nil {
-		return mac, 0, fmt.Errorf("look up %s: %w", a, err)
+		return unknown, fmt.Errorf("look up %s: %w", a, err)
 	}
-	const size = unix.SizeofNdMsg
-	if len(bodies) == 0 || len(bodies[0]) < size {
-		return mac, unix.NUD_NONE, nil
+	if len(bodies) > 0 {
+		if n, ok := parseNeighbour(bodies[0]); ok {
+			return n, nil
+		}
 	}
-	state = binary.NativeEndian.Uint16(bodies[0][8:])
-	if address, ok := attribute(bodies[0][size:], unix.NDA_LLADDR); ok && state&known != 0 {
-		copy(mac[:], address)
+	return unknown, nil
+}
+
+// parseNeighbour reads struct ndmsg and attributes; entries of bridges' tables have no address.
+func parseNeighbour(body []byte) (n neighbour, ok bool) {
+	if len(body) < unix.SizeofNdMsg {
+		return n, false
 	}
-	return mac, state, nil
+	n.link = int32(binary.NativeEndian.Uint32(body[4:]))
+	n.state = binary.NativeEndian.Uint16(body[8:])
+	for kind, value := range attributes(body[unix.SizeofNdMsg:]) {
+		switch kind {
+		case unix.NDA_DST:
+			n.address, ok = netip.AddrFromSlice(value)
+		case unix.NDA_LLADDR:
+			if n.state&known != 0 {
+				copy(n.mac[:], value)
+			}
+		}
+	}
+	return n, ok
+}
+
+// questions are the neighbours that were asked for, and what was told of them.
+type questions struct {
+	mu  sync.Mutex
+	mac map[neighbour]plan.MAC // by link and address
+}
+
+func (q *questions) told(n neighbour) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.mac == nil {
+		q.mac = map[neighbour]plan.MAC{}
+	}
+	q.mac[neighbour{link: n.link, address: n.address}] = n.mac
+}
+
+// news reports whether a neighbour that was asked for is another than was told.
+func (q *questions) news(n neighbour) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	mac, asked := q.mac[neighbour{link: n.link, address: n.address}]
+	return asked && mac != n.mac
 }

@@ -18,8 +18,8 @@ import (
 
 // Watch ticks when the kernel no longer holds what ObserveAll last saw and Do last did: a link, an
 // address, a route or a VLAN of ours was changed, rules or elements were, Docker's chain was, other
-// links carry the default routes, or the uplink of a switch left it, came back, or has addresses of
-// its own. What this Kernel does itself does not tick. Ticks that are not read become one.
+// links carry the default routes, the uplink of a switch left it, came back, or has addresses of its
+// own, or a neighbour that was asked for has another MAC. What this Kernel does itself does not tick. Ticks that are not read become one.
 // Events that were lost tick too. The channel is closed when ctx ends or the Kernel is closed.
 //
 // Sysctls send no events.
@@ -32,7 +32,7 @@ func (k *Kernel) Watch(ctx context.Context) (<-chan struct{}, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	context.AfterFunc(k.life, cancel)
 	for _, source := range []eventSource{
-		{unix.NETLINK_ROUTE, []int{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_TC}, routeEvent},
+		{unix.NETLINK_ROUTE, []int{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_TC, unix.RTNLGRP_NEIGH}, routeEvent},
 		{unix.NETLINK_NETFILTER, []int{unix.NFNLGRP_NFTABLES}, k.nftEvent},
 	} {
 		s, err := k.subscribe(source)
@@ -71,6 +71,7 @@ type event struct {
 	link    *link // has changed; only its index is known when it is an address of it that has
 	deleted bool
 	prefix  netip.Prefix // of a route that has changed
+	near    neighbour    // has changed
 	rules   bool         // something of nftables that matters
 	lost    bool         // events were lost
 }
@@ -151,6 +152,9 @@ func routeEvent(h unix.NlMsghdr, body []byte) (event, bool) {
 	case unix.RTM_NEWTFILTER, unix.RTM_DELTFILTER, unix.RTM_NEWQDISC, unix.RTM_DELQDISC:
 		index, ok := tcLink(body)
 		return event{link: &link{index: index}}, ok
+	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
+		near, ok := parseNeighbour(body)
+		return event{near: near}, ok
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		prefix, ok := routePrefix(body)
 		return event{prefix: prefix}, ok
@@ -242,6 +246,8 @@ func (w *watcher) note(d *dirt, e event) {
 	switch {
 	case e.rules, e.lost:
 		d.tick = true
+	case e.near.address.IsValid():
+		d.tick = d.tick || w.k.asked.news(e.near)
 	case e.prefix.IsValid():
 		d.routes = d.routes || e.prefix.Bits() == 0
 		if w.k.believed.about(e.prefix.String()) {

@@ -49,16 +49,14 @@ var (
 	externalSets = []*nft.Set{inside4, inside6, host, l2port, hostMAC, behind4, behind6, routed4, routed6, tunnel, gateway, tenant4}
 )
 
-// Sets of family inet: containers of l2bridge and l2tunnel networks, whose published ports the host
-// routes.
+// Sets of family inet: containers of l2bridge networks, whose published ports the host routes.
 var (
 	open4      = &nft.Set{Family: nft.Inet, Name: "open4", Key: []nft.Type{nft.IPv4, nft.Protocol, nft.Service}, Comment: "published ports of containers on external switches"}
 	open6      = &nft.Set{Family: nft.Inet, Name: "open6", Key: []nft.Type{nft.IPv6, nft.Protocol, nft.Service}, Comment: "published ports of containers on external switches"}
 	behindIP4  = &nft.Set{Family: nft.Inet, Name: "behind4", Key: []nft.Type{nft.IPv4}, Comment: "containers behind the host's MAC"}
 	behindIP6  = &nft.Set{Family: nft.Inet, Name: "behind6", Key: []nft.Type{nft.IPv6}, Comment: "containers behind the host's MAC"}
-	tunnelled4 = &nft.Set{Family: nft.Inet, Name: "tunnelled4", Key: []nft.Type{nft.IPv4}, Comment: "containers behind the gateway"}
 
-	externalInet = []*nft.Set{open4, open6, behindIP4, behindIP6, tunnelled4}
+	externalInet = []*nft.Set{open4, open6, behindIP4, behindIP6}
 )
 
 // published accepts what the host routes for published ports of containers on external switches.
@@ -214,11 +212,11 @@ func externalEndpoint(n Network, e Endpoint) plan.State {
 		return s
 	}
 	s.Merge(behindHost(n, e))
+	for _, b := range e.Bindings {
+		s.Merge(publishExternal(n, b))
+	}
 	if n.Options.Mode == L2Tunnel {
 		s.Merge(throughGateway(n, e))
-	}
-	for _, b := range e.Bindings {
-		s.Merge(publish(b), publishExternal(n, b))
 	}
 	return s
 }
@@ -266,7 +264,6 @@ func throughGateway(n Network, e Endpoint) plan.State {
 	addr := e.Address.Addr()
 	s := plan.Of(
 		element(tunnel, e.Port()),
-		element(tunnelled4, addr.String()),
 		plan.Element{Set: tenant4, Elem: e.Port(), Data: addr.String()},
 	)
 	if n.Wire.Gateway != (plan.MAC{}) {
@@ -279,18 +276,18 @@ func throughGateway(n Network, e Endpoint) plan.State {
 	return s
 }
 
-// publishExternal has the host route the flows of a published port, which would else go between
-// container and wire without it.
+// publishExternal is what one port mapping in force wants. In an l2bridge network the host routes the
+// flows of the port, which would else go between container and wire without it. In an l2tunnel
+// network it relays them: a packet that comes by the switch cannot be translated and sent out by
+// it again, for where bridge-nf-call-iptables is on, the kernel bridges it.
 func publishExternal(n Network, b policy.Binding) plan.State {
+	if n.Options.Mode == L2Tunnel {
+		return plan.Of(hold(b))
+	}
 	addr, proto, port := b.Container.Addr(), string(b.Protocol), strconv.Itoa(int(b.Container.Port()))
-	s := plan.Of(routing4)
-	routed, open := routed4, open4
+	routed, open, routing := routed4, open4, routing4
 	if addr.Is6() {
-		s.Add(routing6)
-		routed, open = routed6, open6
+		routed, open, routing = routed6, open6, routing6
 	}
-	if n.Options.Mode == L2Bridge {
-		s.Add(element(routed, addr.String(), proto, port), element(open, addr.String(), proto, port))
-	}
-	return s
+	return publish(b).Merge(plan.Of(routing, element(routed, addr.String(), proto, port), element(open, addr.String(), proto, port)))
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/dockway/dockway/driver/plan"
+	"github.com/dockway/dockway/driver/policy"
 )
 
 // maxEndpoints is the most endpoints that a network has on one host: a Linux bridge has at most
@@ -70,10 +71,13 @@ func PlanEndpoint(n Network, e Endpoint) plan.State {
 	return natEndpoint(n, e)
 }
 
-// Publishes reports whether containers of the network can publish ports, and if not, says why in
-// HNS's words (HCN_E_MAPPING_NOT_SUPPORTED).
-func Publishes(n Network) error {
-	if n.Options.Mode == Transparent {
+// Publishes reports why containers of the network cannot publish a port, in HNS's words
+// (HCN_E_MAPPING_NOT_SUPPORTED).
+func Publishes(n Network, protocol policy.Protocol) error {
+	switch {
+	case n.Options.Mode == L2Tunnel && protocol == policy.SCTP:
+		return errors.New("port mapping is not supported on the given network for SCTP: in mode l2tunnel ports are relayed")
+	case n.Options.Mode == Transparent:
 		return errors.New("port mapping is not supported on the given network: its containers are reached at their own addresses")
 	}
 	return nil

@@ -129,7 +129,6 @@ func InetTable() *nft.Table {
 				nft.R("container to a published port: replies must come back here (6)", nft.Is(nft.OIfName, bridges), nft.Is(nft.CtStatus, "dnat"), nft.In(endpoint6, nft.IP6SAddr), nft.Masquerade{}),
 				nft.R("container of an external switch to a published port: replies must come back here", nft.Is(nft.CtStatus, "dnat"), nft.In(behindIP4, nft.IPSAddr), nft.In(behindIP4, nft.IPDAddr), nft.Masquerade{}),
 				nft.R("container of an external switch to a published port: replies must come back here (6)", nft.Is(nft.CtStatus, "dnat"), nft.In(behindIP6, nft.IP6SAddr), nft.In(behindIP6, nft.IP6DAddr), nft.Masquerade{}),
-				nft.R("through the gateway and back to this host", nft.Is(nft.CtStatus, "dnat"), nft.In(tunnelled4, nft.IPDAddr), nft.Masquerade{}),
 				nft.R("the outside sees the host", nft.IsNot(nft.OIfName, bridges), nft.In(endpoint4, nft.IPSAddr), nft.Masquerade{}),
 				nft.R("the outside sees the host (6)", nft.IsNot(nft.OIfName, bridges), nft.In(endpoint6, nft.IP6SAddr), nft.Masquerade{}),
 			}},
@@ -275,7 +274,7 @@ func port(n Network, e Endpoint) plan.State {
 
 // publish is what one port mapping in force wants.
 func publish(b policy.Binding) plan.State {
-	s := plan.Of(plan.HostPort{Proto: string(b.Protocol), Host: b.Host, Target: b.Container})
+	s := plan.Of(hold(b))
 	proto, port := string(b.Protocol), strconv.Itoa(int(b.Host.Port()))
 	container := b.Container.Addr()
 	target := container.String() + " . " + strconv.Itoa(int(b.Container.Port()))
@@ -298,6 +297,11 @@ func publish(b policy.Binding) plan.State {
 		s.Add(element(published, container.String(), proto, strconv.Itoa(int(b.Container.Port()))))
 	}
 	return s
+}
+
+// hold keeps the port of the host for the mapping.
+func hold(b policy.Binding) plan.HostPort {
+	return plan.HostPort{Proto: string(b.Protocol), Host: b.Host, Target: b.Container}
 }
 
 // macFrom is a locally administered MAC that is always the same for a text.
