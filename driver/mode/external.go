@@ -51,10 +51,10 @@ var (
 
 // Sets of family inet: containers of l2bridge networks, whose published ports the host routes.
 var (
-	open4      = &nft.Set{Family: nft.Inet, Name: "open4", Key: []nft.Type{nft.IPv4, nft.Protocol, nft.Service}, Comment: "published ports of containers on external switches"}
-	open6      = &nft.Set{Family: nft.Inet, Name: "open6", Key: []nft.Type{nft.IPv6, nft.Protocol, nft.Service}, Comment: "published ports of containers on external switches"}
-	behindIP4  = &nft.Set{Family: nft.Inet, Name: "behind4", Key: []nft.Type{nft.IPv4}, Comment: "containers behind the host's MAC"}
-	behindIP6  = &nft.Set{Family: nft.Inet, Name: "behind6", Key: []nft.Type{nft.IPv6}, Comment: "containers behind the host's MAC"}
+	open4     = &nft.Set{Family: nft.Inet, Name: "open4", Key: []nft.Type{nft.IPv4, nft.Protocol, nft.Service}, Comment: "published ports of containers on external switches"}
+	open6     = &nft.Set{Family: nft.Inet, Name: "open6", Key: []nft.Type{nft.IPv6, nft.Protocol, nft.Service}, Comment: "published ports of containers on external switches"}
+	behindIP4 = &nft.Set{Family: nft.Inet, Name: "behind4", Key: []nft.Type{nft.IPv4}, Comment: "containers behind the host's MAC"}
+	behindIP6 = &nft.Set{Family: nft.Inet, Name: "behind6", Key: []nft.Type{nft.IPv6}, Comment: "containers behind the host's MAC"}
 
 	externalInet = []*nft.Set{open4, open6, behindIP4, behindIP6}
 )
@@ -109,6 +109,7 @@ var externalChains = []*nft.Chain{
 			nft.Copy(nft.ARPSenderIP, nft.ARPTargetIP), nft.Mapped(nft.ARPTargetIP, tenant4, nft.IIfName),
 			nft.Copy(nft.ARPTargetMAC, nft.ARPSenderMAC), nft.Copy(nft.ARPSenderMAC, nft.EtherDAddr),
 			nft.Copy(nft.EtherDAddr, nft.EtherSAddr), nft.To(nft.PktType, "host"), nft.Accept),
+		nft.R("answers whom it is asked by", nft.Is(nft.ARPOperation, "reply"), nft.Accept),
 		nft.R("to the gateway", unicast, nft.Mapped(nft.EtherDAddr, gateway, nft.IIfName), nft.MarkSet{Bit: bridged}, nft.Accept),
 		nft.R("a gateway that is not there", unicast, nft.Drop),
 	}},
