@@ -40,7 +40,7 @@ func (k *Kernel) putSwitch(ctx context.Context, s plan.Switch) error {
 	if made {
 		bridge, err = k.newSwitch(ctx, s, uplink)
 	} else {
-		err = k.change(ctx, nil, inPlaceOf(uplink, s, attrs{}))
+		err = k.change(ctx, nil, putBack(uplink, bridge, s)...)
 	}
 	if err != nil {
 		return err
@@ -176,6 +176,25 @@ func (k *Kernel) finishSwitch(ctx context.Context, s plan.Switch, uplink *link) 
 func inPlaceOf(uplink *link, s plan.Switch, a attrs) message {
 	return changeLink(s.Name, true, a.put(unix.IFLA_ADDRESS, uplink.mac[:]).
 		u32(unix.IFLA_MTU, uint32(uplink.mtu)).str(unix.IFLA_IFALIAS, s.Alias))
+}
+
+// putBack lists what a bridge that is there lacks to look so. What is as it should be is not touched:
+// even with the same MAC the kernel forgets all neighbours.
+func putBack(uplink, bridge *link, s plan.Switch) []message {
+	var a attrs
+	if bridge.mac != uplink.mac {
+		a = a.put(unix.IFLA_ADDRESS, uplink.mac[:])
+	}
+	if bridge.mtu != uplink.mtu {
+		a = a.u32(unix.IFLA_MTU, uint32(uplink.mtu))
+	}
+	if bridge.alias != s.Alias {
+		a = a.str(unix.IFLA_IFALIAS, s.Alias)
+	}
+	if len(a) == 0 && bridge.up && bridge.group == 0 {
+		return nil
+	}
+	return []message{changeLink(s.Name, true, a)}
 }
 
 func enslave(port, bridge *link) message {

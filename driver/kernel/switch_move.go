@@ -3,7 +3,10 @@ package kernel
 import (
 	"context"
 	"fmt"
+	"maps"
+	"net/netip"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -11,7 +14,8 @@ import (
 // moves bounds how often the host may put something on a link while it is emptied.
 const moves = 5
 
-// move takes everything that the host has on a link to another: addresses, next hops and routes. At
+// move takes everything that the host has on a link to another: addresses, neighbours, next hops and
+// routes. At
 // every moment each address is on one of them or on both, and each destination has a route. The turn,
 // by which packets begin to come in by the other link, is made with that of the routes.
 func (k *Kernel) move(ctx context.Context, from, to *link, turn ...message) error {
@@ -46,6 +50,16 @@ func (k *Kernel) moveAll(ctx context.Context, from, to *link, turn []message) er
 	if err := k.change(ctx, nil, addAddresses(addresses, there, from, to)...); err != nil {
 		return err
 	}
+	if err := k.awaitLocal(ctx, from, to); err != nil {
+		return err
+	}
+	neighbours, err := k.neighbours(ctx, from)
+	if err != nil {
+		return err
+	}
+	if err := k.change(ctx, isDone, copyNeighbours(neighbours, to)...); err != nil {
+		return err
+	}
 	hops, err := k.moveNextHops(ctx, from, to)
 	if err != nil {
 		return err
@@ -54,7 +68,13 @@ func (k *Kernel) moveAll(ctx context.Context, from, to *link, turn []message) er
 	if err != nil {
 		return err
 	}
-	if err := k.change(ctx, isDone, slices.Concat(turn, direct, hops, routed)...); err != nil {
+	// The kernel throws next hops away when their link loses its carrier, as a switch does with its
+	// uplink: they are there only while it has one.
+	changes := slices.Concat(turn, direct, hops, routed)
+	if isSwitch(from.name) {
+		changes = slices.Concat(direct, hops, turn, routed)
+	}
+	if err := k.change(ctx, isDone, changes...); err != nil {
 		return err
 	}
 	if err := k.moveGenMode(ctx, from, to); err != nil {
@@ -63,10 +83,53 @@ func (k *Kernel) moveAll(ctx context.Context, from, to *link, turn []message) er
 	// Back to front: the secondary addresses of a subnet before the primary, which takes them with it,
 	// and the link-local one before the others.
 	slices.Reverse(addresses)
-	if err := k.change(ctx, isGone, removeAddresses(addresses)...); err != nil {
+	if err := k.change(ctx, isAbsent, slices.Concat(dropNeighbours(neighbours), removeAddresses(addresses))...); err != nil {
 		return err
 	}
 	return k.dropRoutes(ctx, from)
+}
+
+// localTime is how long the kernel may take to use an IPv6 address that is added without a proof,
+// which it does behind the answer, usually within a millisecond.
+const localTime = 2 * time.Second
+
+// awaitLocal waits until what is for the host's IPv6 addresses on a link would be taken without them.
+func (k *Kernel) awaitLocal(ctx context.Context, from, to *link) error {
+	if !k.ipv6 {
+		return nil
+	}
+	wanted, err := k.localRoutes(ctx, from)
+	if err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(localTime); ; pause(ctx, time.Millisecond) {
+		there, err := k.localRoutes(ctx, to)
+		if err != nil {
+			return err
+		}
+		maps.DeleteFunc(wanted, func(a netip.Addr, _ bool) bool { return there[a] })
+		switch {
+		case len(wanted) == 0:
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case time.Now().After(deadline):
+			return fmt.Errorf("the kernel has not begun to use %d addresses on %s within %s", len(wanted), to.name, localTime)
+		}
+	}
+}
+
+// localRoutes are the IPv6 addresses by which the kernel takes packets as the host's because of a link.
+func (k *Kernel) localRoutes(ctx context.Context, l *link) (map[netip.Addr]bool, error) {
+	routes, err := k.listRoutes(ctx, unix.AF_INET6, l.index)
+	out := map[netip.Addr]bool{}
+	for _, r := range routes {
+		if r.comesAndGoes() && r[routeType] == unix.RTN_LOCAL {
+			address, _ := netip.AddrFromSlice(r.attribute(unix.RTA_DST))
+			out[address] = true
+		}
+	}
+	return out, err
 }
 
 // moveGenMode moves the mode in which the kernel makes IPv6 addresses of the link's own. The link

@@ -16,6 +16,10 @@ const (
 	rtaNextHopID = 30 // RTA_NH_ID
 	sizeofNHMsg  = 8  // struct nhmsg
 
+	// Where struct rtmsg has them.
+	routeProtocol = 5
+	routeType     = 7
+
 	// What a user may say of a next hop; the kernel tells more, such as that it is dead.
 	nextHopFlags = unix.RTNH_F_ONLINK | unix.RTNH_F_PERVASIVE
 )
@@ -67,8 +71,7 @@ func (r hostRoute) table() uint32 {
 
 // comesAndGoes reports whether the kernel makes the route itself for an address, and removes it with it.
 func (r hostRoute) comesAndGoes() bool {
-	const protocol = 5
-	return r.table() == unix.RT_TABLE_LOCAL && r[protocol] == unix.RTPROT_KERNEL
+	return r.table() == unix.RT_TABLE_LOCAL && r[routeProtocol] == unix.RTPROT_KERNEL
 }
 
 // through reports whether the route, or one hop of it, goes out by a link.
@@ -224,13 +227,16 @@ func (k *Kernel) dropRoutes(ctx context.Context, from *link) error {
 			changes = append(changes, message{kind: unix.RTM_DELROUTE, flags: unix.NLM_F_ACK, body: r.on(0, 0), about: fmt.Sprintf("remove route %s out of %s", r, from.name)})
 		}
 	}
-	return k.change(ctx, isNoRoute, changes...)
+	return k.change(ctx, isAbsent, changes...)
 }
 
 // isDone reports whether a route that is to come is there, or one that is to go is not.
 func isDone(err error) bool { return errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ESRCH) }
 
-func isNoRoute(err error) bool { return errors.Is(err, unix.ESRCH) || isGone(err) }
+// isAbsent reports whether what is to go is not there.
+func isAbsent(err error) bool {
+	return errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) || isGone(err)
+}
 
 // routesLeft reports whether routes or next hops go out by a link, beside the one for link-local
 // addresses.
