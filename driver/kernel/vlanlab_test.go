@@ -340,3 +340,6 @@ func repairs(t testing.TB, k *kernel.Kernel, after string, wanted ...plan.Object
 		t.Errorf("after %s and the repair there is left to do: %v", after, left)
 	}
 }
+
+// placePath is the test's own namespace for commands of others.
+func placePath() string { return fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid()) }
