@@ -70,8 +70,13 @@ func (k *Kernel) putMacvlan(ctx context.Context, m plan.Macvlan) error {
 		u32(unix.IFLA_LINK, uint32(lower.index)).
 		nest(unix.IFLA_LINKINFO, attrs{}.str(unix.IFLA_INFO_KIND, kindMacvlan).
 			nest(unix.IFLA_INFO_DATA, attrs{}.u32(unix.IFLA_MACVLAN_MODE, modeBridge))), what...))
-	configure := changeLink(m.Name, m.Up, k.withoutAutoconf(append(attrs{}.str(unix.IFLA_IFALIAS, m.Alias), what...), m.MTU))
+	configure := tuneLink(m.Name, k.withoutAutoconf(append(attrs{}.
+		u32(unix.IFLA_GROUP, 0).str(unix.IFLA_IFALIAS, m.Alias), what...), m.MTU))
 	err = k.putLink(ctx, m.Name, kindMacvlan, m.MTU, create, configure)
+	if err == nil {
+		// By itself: with carrier at once, it would have an IPv6 address before it is told to have none.
+		_, err = k.route.request(ctx, changeLink(m.Name, m.Up, nil))
+	}
 	switch {
 	case errors.Is(err, unix.EBUSY):
 		return k.busy(ctx, lower, err)

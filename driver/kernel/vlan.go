@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
@@ -17,7 +18,8 @@ import (
 // pair, of which one end is the VLAN's link and the other idle, up only so that the first has
 // carrier; at the egress of the link a filter that tags what is sent there and sends it out of the
 // uplink; at the ingress of the uplink a filter for each VLAN that moves the frames with its tag to
-// the link, without the tag. Everything else on the uplink goes its way.
+// the link, without the tag; and at the ingress of the link one that keeps them from the host's own
+// network. Everything else on the uplink goes its way.
 //
 // The uplink has to be promiscuous, as the port of a switch is: else its hardware keeps back frames
 // to containers, and those of VLANs that nobody has registered with it.
@@ -46,7 +48,7 @@ func (k *Kernel) putVLAN(ctx context.Context, v plan.VLAN) error {
 		return fmt.Errorf("uplink %s is itself a VLAN: name the uplink that it is of", v.Uplink)
 	}
 	// Loaded before anything is made: it is what may be refused.
-	push, err := loadProgram(programOutName, pushTag(v.ID, uplink.index))
+	push, err := loadProgram("dockway_push", pushTag(v.ID, uplink.index))
 	if err != nil {
 		return err
 	}
@@ -59,34 +61,51 @@ func (k *Kernel) putVLAN(ctx context.Context, v plan.VLAN) error {
 		return err
 	}
 	t := tagging{id: v.ID, uplink: uplink.name, uplinkIndex: uplink.index, link: l.name, linkIndex: l.index}
-	if err := k.hooked(ctx, l.index); err != nil {
-		return err
-	}
-	if err := k.attach(ctx, outFilter(t), push); err != nil {
+	if err := k.putOutside(ctx, l, t, push); err != nil {
 		return fmt.Errorf("link %s: %w", l.name, err)
 	}
 	if err := k.setVLANFlags(ctx, l, v.Up); err != nil {
 		return err
 	}
-	in := inFilter(t)
-	if err := k.withdraw(ctx, v.Name, func(f filter) bool { return f.link == in.link && f.handle == in.handle }); err != nil {
+	if err := k.putInside(ctx, uplink, t); err != nil {
+		return fmt.Errorf("uplink %s: %w", uplink.name, err)
+	}
+	// What fed the link before it was of this uplink and number.
+	return k.withdraw(ctx, v.Name, func(f filter) bool { return f == inFilter(t) })
+}
+
+// putOutside puts the filters at a VLAN's link.
+func (k *Kernel) putOutside(ctx context.Context, l *link, t tagging, push *ebpf.Program) error {
+	if err := k.hooked(ctx, l.index); err != nil {
 		return err
 	}
-	pop, err := loadProgram(programInName, popTag(v.ID, l.index))
+	hooks, err := k.hooks(ctx)
 	if err != nil {
 		return err
 	}
-	defer pop.Close()
+	if kind := hooks[l.index]; kind != kindClsact {
+		return fmt.Errorf("it has a qdisc %q in the place of %s: remove it with tc qdisc del dev %s ingress", kind, kindClsact, l.name)
+	}
+	if err := k.install(ctx, shutFilter(l.index), "dockway_shut", shutHost()); err != nil {
+		return err
+	}
+	return k.attach(ctx, outFilter(t), push)
+}
+
+// putInside puts the filter of a VLAN at its uplink.
+func (k *Kernel) putInside(ctx context.Context, uplink *link, t tagging) error {
 	if err := k.hooked(ctx, uplink.index); err != nil {
-		return fmt.Errorf("uplink %s: %w", uplink.name, err)
+		return err
 	}
-	if err := k.makePromiscuous(ctx, uplink); err != nil {
-		return fmt.Errorf("uplink %s: %w", uplink.name, err)
+	if !uplink.promiscuous {
+		if err := k.install(ctx, marker(uplink.index), "dockway_marker", passAll()); err != nil {
+			return err
+		}
+		if err := k.setPromiscuous(ctx, uplink.index, unix.IFF_PROMISC); err != nil {
+			return err
+		}
 	}
-	if err := k.attach(ctx, in, pop); err != nil {
-		return fmt.Errorf("uplink %s: %w", uplink.name, err)
-	}
-	return nil
+	return k.install(ctx, inFilter(t), "dockway_pop", popTag(t.id, t.linkIndex))
 }
 
 // vlanFree refuses a VLAN that another link of ours carries, or whose place somebody has.
@@ -203,22 +222,6 @@ func (k *Kernel) setVLANFlags(ctx context.Context, l *link, up bool) error {
 		}
 	}
 	return nil
-}
-
-// makePromiscuous makes an uplink promiscuous, and marks it as our doing if it was not.
-func (k *Kernel) makePromiscuous(ctx context.Context, uplink *link) error {
-	if uplink.promiscuous {
-		return nil
-	}
-	program, err := loadProgram("dockway_marker", passAll())
-	if err != nil {
-		return err
-	}
-	defer program.Close()
-	if err := k.attach(ctx, marker(uplink.index), program); err != nil {
-		return err
-	}
-	return k.setPromiscuous(ctx, uplink.index, unix.IFF_PROMISC)
 }
 
 func (k *Kernel) setPromiscuous(ctx context.Context, index int32, flag uint32) error {
@@ -366,14 +369,15 @@ func (k *Kernel) observeVLAN(ctx context.Context, l *link, in map[int32][]filter
 		return v, nil
 	}
 	if in == nil {
-		list, err := k.filters(ctx, u.index, hookIn)
-		if err != nil {
-			return v, err
+		in = map[int32][]filter{}
+		for _, index := range []int32{l.index, u.index} {
+			if in[index], err = k.filters(ctx, index, hookIn); err != nil {
+				return v, err
+			}
 		}
-		in = map[int32][]filter{u.index: list}
 	}
 	feeds := feeding(l.name, in)
-	if len(feeds) == 1 && feeds[0] == inFilter(t) {
+	if len(feeds) == 1 && feeds[0] == inFilter(t) && slices.Equal(in[l.index], []filter{shutFilter(l.index)}) {
 		v.ID, v.Uplink = t.id, t.uplink
 	}
 	return v, nil

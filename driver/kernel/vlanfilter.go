@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -26,9 +27,10 @@ const (
 const filterPriority = 0x6477
 
 const (
-	outHandle    = 1      // of the one filter at a VLAN's link; at an uplink it is the VLAN's number
+	linkHandle   = 1      // at a hook of a VLAN's link; at an uplink it is the VLAN's number
 	markerHandle = 0x1000 // above all VLANs
 	markerName   = "dockway promiscuous"
+	shutName     = "dockway shut"
 	kindBPF      = "bpf"
 	kindClsact   = "clsact"
 )
@@ -86,7 +88,7 @@ func (f filter) tagging() (tagging, bool) {
 
 // outFilter and inFilter are the two of a VLAN.
 func outFilter(t tagging) filter {
-	return filter{link: t.linkIndex, hook: hookOut, protocol: unix.ETH_P_ALL, handle: outHandle, name: t.String(), direct: true}
+	return filter{link: t.linkIndex, hook: hookOut, protocol: unix.ETH_P_ALL, handle: linkHandle, name: t.String(), direct: true}
 }
 
 func inFilter(t tagging) filter {
@@ -96,6 +98,11 @@ func inFilter(t tagging) filter {
 // marker says that an uplink is promiscuous because of us. It does nothing.
 func marker(uplink int32) filter {
 	return filter{link: uplink, hook: hookIn, protocol: unix.ETH_P_8021Q, handle: markerHandle, name: markerName, direct: true}
+}
+
+// shutFilter is the one at the ingress of a VLAN's link.
+func shutFilter(link int32) filter {
+	return filter{link: link, hook: hookIn, protocol: unix.ETH_P_ALL, handle: linkHandle, name: shutName, direct: true}
 }
 
 // tcBody is struct tcmsg and attributes.
@@ -110,6 +117,16 @@ func tcBody(link int32, handle, parent, info uint32, a attrs) []byte {
 func (f filter) body(a attrs) []byte {
 	info := uint32(filterPriority)<<16 | uint32(uint16(network16(f.protocol)))
 	return tcBody(f.link, f.handle, f.hook, info, append(attrs{}.str(nl.TCA_KIND, kindBPF), a...))
+}
+
+// install loads a program and puts a filter with it at its hook.
+func (k *Kernel) install(ctx context.Context, f filter, name string, code asm.Instructions) error {
+	p, err := loadProgram(name, code)
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	return k.attach(ctx, f, p)
 }
 
 // attach puts a filter with a program at its hook; one of the same handle is replaced, and no frame

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"runtime"
 	"strings"
 	"testing"
@@ -27,18 +28,34 @@ type place struct {
 // newPlace makes a namespace, which ends with the test.
 func newPlace(t testing.TB) *place {
 	t.Helper()
+	return startPlace(t, func() error { return unix.Unshare(unix.CLONE_NEWNET) })
+}
+
+// samePlace is the test's own namespace, on another thread.
+func samePlace(t testing.TB) *place {
+	t.Helper()
+	file, err := os.Open(threadNamespace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	return startPlace(t, func() error { return unix.Setns(int(file.Fd()), unix.CLONE_NEWNET) })
+}
+
+func startPlace(t testing.TB, enter func() error) *place {
+	t.Helper()
 	p := &place{work: make(chan func())}
 	ready := make(chan error)
 	go func() {
 		runtime.LockOSThread() // for good: the thread ends with the goroutine
 		p.path = fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
-		ready <- unix.Unshare(unix.CLONE_NEWNET)
+		ready <- enter()
 		for f := range p.work {
 			f()
 		}
 	}()
 	if err := <-ready; err != nil {
-		t.Fatalf("these tests need root: unshare: %v", err)
+		t.Fatalf("these tests need root: network namespace: %v", err)
 	}
 	t.Cleanup(func() { close(p.work) })
 	return p
@@ -57,17 +74,19 @@ func (p *place) do(t testing.TB, f func() error) {
 // run runs commands in the place.
 func (p *place) run(t testing.TB, commands ...string) string {
 	t.Helper()
-	var out string
-	done := make(chan bool)
-	p.work <- func() {
-		defer close(done) // also if run fails, which ends the goroutine
+	var all strings.Builder
+	p.do(t, func() error {
 		for _, command := range commands {
 			args := strings.Fields(command)
-			out += run(t, args[0], args[1:]...)
+			out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+			if err != nil {
+				return fmt.Errorf("%s: %w\n%s", command, err, out)
+			}
+			all.Write(out)
 		}
-	}
-	<-done
-	return out
+		return nil
+	})
+	return all.String()
 }
 
 // here runs commands in the test's namespace.
@@ -272,6 +291,16 @@ func (l *vlanLab) plug(t testing.TB) {
 	l.wire = l.far.tap(t, "wire")
 }
 
+// settle waits until both ends of the wire send: the kernel starts a link's queue some time after it
+// has carrier again, and drops until then.
+func (l *vlanLab) settle(t testing.TB) {
+	t.Helper()
+	eventually(t, "the wire is up", func() bool {
+		ends := run(t, "ip", "link", "show", "eth0") + l.far.run(t, "ip link show wire")
+		return strings.Count(ends, "state UP") == 2 && !strings.Contains(ends, "qdisc noop ")
+	})
+}
+
 func vlan(n, id int) plan.VLAN {
 	return plan.VLAN{Name: fmt.Sprintf("dwt%d", n), Alias: fmt.Sprintf("dockway network=%d", n), Uplink: "eth0", ID: id, Up: true}
 }
@@ -311,3 +340,6 @@ func repairs(t testing.TB, k *kernel.Kernel, after string, wanted ...plan.Object
 		t.Errorf("after %s and the repair there is left to do: %v", after, left)
 	}
 }
+
+// placePath is the test's own namespace for commands of others.
+func placePath() string { return fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid()) }

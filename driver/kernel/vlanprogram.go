@@ -18,6 +18,7 @@ const (
 
 // Where struct __sk_buff (linux/bpf.h) has what the programs read, in bytes.
 const (
+	skbPacketType  = 4
 	skbVLANPresent = 20
 	skbVLANTCI     = 24
 	skbData        = 76
@@ -25,12 +26,10 @@ const (
 )
 
 const (
-	etherLength    = 14    // bytes of an Ethernet header without a tag
-	etherTypeAt    = 12    // where in it the type is
-	vlanIDMask     = 0xfff // of the tag: the rest is priority
-	toIngress      = 1     // BPF_F_INGRESS: as if received there, not sent
-	programOutName = "dockway_push"
-	programInName  = "dockway_pop"
+	etherLength = 14    // bytes of an Ethernet header without a tag
+	etherTypeAt = 12    // where in it the type is
+	vlanIDMask  = 0xfff // of the tag: the rest is priority
+	toIngress   = 1     // BPF_F_INGRESS: as if received there, not sent
 )
 
 // pushTag is the program at the egress of a VLAN's link: what is sent there leaves the uplink with
@@ -88,6 +87,21 @@ func popTag(id int, link int32) asm.Instructions {
 	}
 }
 
+// shutHost is the program at the ingress of a VLAN's link. It lets all frames on to what is above the
+// link, a switch or macvlans, and makes those for the link's own MAC somebody else's, for a switch or
+// a macvlan does not look at that: but the host's own network would take what comes in on a link
+// without addresses for addresses that it has elsewhere, and route it too.
+func shutHost() asm.Instructions {
+	return asm.Instructions{
+		asm.LoadMem(asm.R2, asm.R1, skbPacketType, asm.Word),
+		asm.JNE.Imm(asm.R2, unix.PACKET_HOST, "pass"),
+		asm.Mov.Imm(asm.R2, unix.PACKET_OTHERHOST),
+		asm.FnSkbChangeType.Call(),
+		asm.Mov.Imm(asm.R0, tcUnspecified).WithSymbol("pass"),
+		asm.Return(),
+	}
+}
+
 // passAll is the program of a filter that only marks something.
 func passAll() asm.Instructions {
 	return asm.Instructions{asm.Mov.Imm(asm.R0, tcUnspecified), asm.Return()}
@@ -98,7 +112,8 @@ func network16(v uint16) int32 {
 	return int32(binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, v)))
 }
 
-// loadProgram loads a program. The caller closes it: a filter that it is in keeps it.
+// loadProgram loads a program, under a name of at most 15 characters for bpftool(8). The caller closes
+// it: a filter that it is in keeps it.
 func loadProgram(name string, code asm.Instructions) (*ebpf.Program, error) {
 	spec := &ebpf.ProgramSpec{Name: name, Type: ebpf.SchedCLS, Instructions: code}
 	p, err := ebpf.NewProgram(spec)
