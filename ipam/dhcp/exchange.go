@@ -30,7 +30,7 @@ type received struct {
 func (l *lan) begin(client MAC) *exchange {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	x := &exchange{lan: l, client: client, answers: make(chan received, 8), begun: time.Now()}
+	x := &exchange{lan: l, client: client, answers: make(chan received, 64), begun: time.Now()}
 	for taken := true; taken; _, taken = l.exchanges[x.id] {
 		n := rand.Uint32() // which cannot be guessed by somebody who does not see it on the wire
 		x.id = dhcpv4.TransactionID{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)}

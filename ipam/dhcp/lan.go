@@ -163,6 +163,6 @@ func (l *lan) deliver(frame []byte, unsummed bool) {
 	a, err := readAnswer(d.from, d.payload)
 	select {
 	case x.answers <- received{a, err}:
-	default: // more than anybody needs
+	default: // nobody has that many servers: it is a flood
 	}
 }

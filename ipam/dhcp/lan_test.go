@@ -116,7 +116,7 @@ func (p *port) Send(frame []byte) error {
 			continue
 		}
 		if reply := s.receive(d, m); reply != nil {
-			frame := s.frame(d, reply)
+			frame := s.frame(reply)
 			var delay time.Duration
 			if w.delay != nil {
 				delay = w.delay(reply)
@@ -151,10 +151,9 @@ type server struct {
 	next     netip.Addr // the next free address
 	lifetime time.Duration
 	silent   bool
-	offers   bool                                           // false: only knows old leases
-	refuse   func(kind dhcpv4.MessageType) bool             // nil: never
-	edit     func(m *dhcpv4.DHCPv4)                         // changes an answer
-	instead  func(s *server, d datagram, m []byte) [][]byte // frames
+	offers   bool                               // false: only knows old leases
+	refuse   func(kind dhcpv4.MessageType) bool // nil: never
+	edit     func(m *dhcpv4.DHCPv4)             // changes an answer
 
 	leases map[MAC]netip.Addr
 	seen   []seen
@@ -271,8 +270,8 @@ func (s *server) answer(m *dhcpv4.DHCPv4, kind dhcpv4.MessageType, address netip
 	return a
 }
 
-// frame is the answer on the wire: to the address that the client has, or to everybody.
-func (s *server) frame(d datagram, m *dhcpv4.DHCPv4) []byte {
+// frame is the answer on the wire. The LAN is a hub, so to whom does not matter.
+func (s *server) frame(m *dhcpv4.DHCPv4) []byte {
 	return datagram{
 		from: s.mac, to: broadcastMAC, source: s.ip, target: everybody,
 		sourcePort: serverPort, toPort: clientPort, payload: m.ToBytes(),
