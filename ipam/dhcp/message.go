@@ -23,8 +23,9 @@ const (
 	minLifetime = 10 * time.Second
 	// minMTU is the smallest MTU that is believed: what every IPv4 host has to accept (RFC 791). maxMTU is IPv4's own limit.
 	minMTU, maxMTU = 576, 65535
-	// maxServers and maxSearch are how many name servers and search domains are taken.
-	maxServers, maxSearch = 16, 32
+	// maxServers and maxSearch are how many name servers and search domains are taken. A search list of more than
+	// maxSearchBytes is not read: with compression its decoding takes time that grows with the third power.
+	maxServers, maxSearch, maxSearchBytes = 16, 32, 512
 )
 
 // Offsets in a message, which has no others that are read by hand (RFC 2131, 2).
@@ -240,11 +241,9 @@ func (a answer) lease(r Request, asked time.Time) (Lease, error) {
 	if name, ok := domainName(a.DomainName()); ok {
 		l.Domain = name
 	}
-	if labels := a.DomainSearch(); labels != nil {
-		for _, label := range labels.Labels {
-			if name, ok := domainName(label); ok && len(l.Search) < maxSearch && !slices.Contains(l.Search, name) {
-				l.Search = append(l.Search, name)
-			}
+	for _, label := range a.search() {
+		if name, ok := domainName(label); ok && len(l.Search) < maxSearch && !slices.Contains(l.Search, name) {
+			l.Search = append(l.Search, name)
 		}
 	}
 	if b := a.GetOneOption(dhcpv4.OptionInterfaceMTU); len(b) == 2 {
@@ -253,6 +252,17 @@ func (a answer) lease(r Request, asked time.Time) (Lease, error) {
 		}
 	}
 	return l, nil
+}
+
+// search reads option 119.
+func (a answer) search() []string {
+	if len(a.GetOneOption(dhcpv4.OptionDNSDomainSearchList)) > maxSearchBytes {
+		return nil
+	}
+	if labels := a.DomainSearch(); labels != nil {
+		return labels.Labels
+	}
+	return nil
 }
 
 // routes reads option 121, and only without it option 3 (RFC 3442). Of several routers the first in the prefix is taken, or
@@ -293,7 +303,7 @@ func (a answer) routes(prefix netip.Prefix) (gateway netip.Addr, routes []Route)
 }
 
 func prefixLength(address netip.Addr, mask []byte) (int, error) {
-	if mask == nil {
+	if len(mask) == 0 {
 		switch first := address.As4()[0]; {
 		case first < 128:
 			return 8, nil
@@ -330,10 +340,10 @@ func renewalTimes(lifetime, t1, t2 time.Duration) (time.Duration, time.Duration)
 		return Infinite, Infinite
 	}
 	if t2 <= time.Second || t2 >= lifetime {
-		t2 = lifetime * 7 / 8
+		t2 = lifetime / 8 * 7
 	}
 	if t1 <= 0 || t1 >= t2 {
-		t1 = min(lifetime/2, t2*4/7)
+		t1 = min(lifetime/2, t2/7*4)
 	}
 	return t1, t2
 }
