@@ -29,8 +29,8 @@ func neighbourBody(index int32, state uint16, flags byte, a netip.Addr) []byte {
 // States of a neighbour whose address is known, if not for sure (RFC 4861, section 7.3.2).
 const known = unix.NUD_REACHABLE | unix.NUD_STALE | unix.NUD_DELAY | unix.NUD_PROBE | unix.NUD_PERMANENT | unix.NUD_NOARP
 
-// A neighbour is who has an address on a link.
-type neighbour struct {
+// A nearby is who has an address on a link.
+type nearby struct {
 	link    int32
 	address netip.Addr
 	mac     plan.MAC // zero: it does not answer
@@ -63,8 +63,8 @@ func (k *Kernel) Neighbour(ctx context.Context, name string, a netip.Addr) (plan
 	return n.mac, nil
 }
 
-func (k *Kernel) neighbour(ctx context.Context, index int32, a netip.Addr) (neighbour, error) {
-	unknown := neighbour{link: index, address: a}
+func (k *Kernel) neighbour(ctx context.Context, index int32, a netip.Addr) (nearby, error) {
+	unknown := nearby{link: index, address: a}
 	bodies, err := k.route.request(ctx, message{kind: unix.RTM_GETNEIGH, body: neighbourBody(index, 0, 0, a)})
 	if errors.Is(err, unix.ENOENT) || isGone(err) {
 		return unknown, nil
@@ -81,7 +81,7 @@ func (k *Kernel) neighbour(ctx context.Context, index int32, a netip.Addr) (neig
 }
 
 // parseNeighbour reads struct ndmsg and attributes; entries of bridges' tables have no address.
-func parseNeighbour(body []byte) (n neighbour, ok bool) {
+func parseNeighbour(body []byte) (n nearby, ok bool) {
 	if len(body) < unix.SizeofNdMsg {
 		return n, false
 	}
@@ -103,22 +103,22 @@ func parseNeighbour(body []byte) (n neighbour, ok bool) {
 // questions are the neighbours that were asked for, and what was told of them.
 type questions struct {
 	mu  sync.Mutex
-	mac map[neighbour]plan.MAC // by link and address
+	mac map[nearby]plan.MAC // by link and address
 }
 
-func (q *questions) told(n neighbour) {
+func (q *questions) told(n nearby) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.mac == nil {
-		q.mac = map[neighbour]plan.MAC{}
+		q.mac = map[nearby]plan.MAC{}
 	}
-	q.mac[neighbour{link: n.link, address: n.address}] = n.mac
+	q.mac[nearby{link: n.link, address: n.address}] = n.mac
 }
 
 // news reports whether a neighbour that was asked for is another than was told.
-func (q *questions) news(n neighbour) bool {
+func (q *questions) news(n nearby) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	mac, asked := q.mac[neighbour{link: n.link, address: n.address}]
+	mac, asked := q.mac[nearby{link: n.link, address: n.address}]
 	return asked && mac != n.mac
 }

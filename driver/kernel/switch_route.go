@@ -17,8 +17,8 @@ const (
 	sizeofNHMsg  = 8  // struct nhmsg
 
 	// Where struct rtmsg has them.
-	routeProtocol = 5
-	routeType     = 7
+	rtmProtocol = 5
+	routeType   = 7
 
 	// What a user may say of a next hop; the kernel tells more, such as that it is dead.
 	nextHopFlags = unix.RTNH_F_ONLINK | unix.RTNH_F_PERVASIVE
@@ -71,7 +71,7 @@ func (r hostRoute) table() uint32 {
 
 // comesAndGoes reports whether the kernel makes the route itself for an address, and removes it with it.
 func (r hostRoute) comesAndGoes() bool {
-	return r.table() == unix.RT_TABLE_LOCAL && r[routeProtocol] == unix.RTPROT_KERNEL
+	return r.table() == unix.RT_TABLE_LOCAL && r[rtmProtocol] == unix.RTPROT_KERNEL
 }
 
 // through reports whether the route, or one hop of it, goes out by a link.

@@ -71,7 +71,7 @@ type event struct {
 	link    *link // has changed; only its index is known when it is an address of it that has
 	deleted bool
 	prefix  netip.Prefix // of a route that has changed
-	near    neighbour    // has changed
+	near    nearby       // has changed
 	rules   bool         // something of nftables that matters
 	lost    bool         // events were lost
 }

@@ -30,7 +30,8 @@ var mayImport = map[string][]string{
 	"driver/kernel":   {"driver/plan", "driver/plan/nft"},
 	"driver/hostport": {"driver/plan"},
 	"driver/store":    {},
-	"ipam":            {},
+	"ipam":            {"ipam/dhcp"},
+	"ipam/dhcp":       {},
 	"integration":     {"integration/lab"},
 	"integration/...": {"integration/lab"},
 }
