@@ -326,7 +326,6 @@ func (s *Service) replace(ctx context.Context, n *network, e mode.Endpoint) erro
 // change is the one way in which anything changes: record, converge, and when that fails record
 // and converge back. The caller holds n.mu and updates the memory of n when change returns nil.
 func (s *Service) change(ctx context.Context, n *network, before, after plan.State, changes ...Change) error {
-	undo := n.before(changes)
 	// The disk keeps the call waiting: the kernel is looked at meanwhile, and changed after.
 	var ops []plan.Op
 	var lookErr error
@@ -352,7 +351,7 @@ func (s *Service) change(ctx context.Context, n *network, before, after plan.Sta
 	}
 	// The caller's context may be what failed: the way back must not depend on it.
 	ctx = context.WithoutCancel(ctx)
-	if undoErr := s.store.Apply(undo...); undoErr != nil {
+	if undoErr := s.store.Apply(n.before(changes)...); undoErr != nil {
 		err = errors.Join(err, fmt.Errorf("take the record back: %w", undoErr))
 	}
 	if undoErr := s.converge(ctx, after, before); undoErr != nil {
