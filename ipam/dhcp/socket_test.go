@@ -61,6 +61,8 @@ func TestSocketHears(t *testing.T) {
 	}
 	wanted[3] = good // the tag is taken off
 
+	patience := time.AfterFunc(10*time.Second, func() { ear.Close() })
+	defer patience.Stop()
 	buffer := make([]byte, maxFrame)
 	for i, f := range wanted {
 		n, unsummed, err := ear.Receive(buffer)
