@@ -122,15 +122,17 @@ func (b *lab) inside(t *testing.T, where *os.File, f func() error) {
 }
 
 // ip runs ip(8).
-func (b *lab) ip(t *testing.T, where *os.File, args string) {
+func (b *lab) ip(t *testing.T, where *os.File, args string) (said string) {
 	t.Helper()
 	b.inside(t, where, func() error {
 		out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("ip %s: %w: %s", args, err, out)
 		}
+		said = string(out)
 		return nil
 	})
+	return said
 }
 
 // move moves a link of the host.
