@@ -275,6 +275,14 @@ func TestSwitch(t *testing.T) {
 			t.Errorf("%s: %v", op, err)
 		}
 	}
+	for _, lasting := range []string{
+		`198.18.1.2/24 .* valid_lft 3[56]..sec preferred_lft 1[78]..sec`, `fd00::3/64 .* valid_lft 3[56]..sec preferred_lft 1[78]..sec`,
+		`default via fe80::1 .* expires 1[78]..sec`,
+	} {
+		if got := run(t, "ip", "-o", "addr", "show", "dev", "dwx1") + run(t, "ip", "-6", "route", "show", "dev", "dwx1"); !regexp.MustCompile(lasting).MatchString(got) {
+			t.Errorf("%s does not last as long as it should: %s", lasting, got)
+		}
+	}
 	l.answers(t, "198.18.0.2")
 
 	do(t, k, remove(s)...)
@@ -385,6 +393,65 @@ func TestSwitchDies(t *testing.T) {
 	}
 }
 
+// TestMain is a process that makes and deletes a switch until it is killed, if the environment says so.
+func TestMain(m *testing.M) {
+	if os.Getenv(restless) == "" {
+		os.Exit(m.Run())
+	}
+	k, err := kernel.New(kernel.Config{})
+	for err == nil {
+		err = k.Do(context.Background(), append(add(external("eth1")), remove(external("eth1"))...))
+	}
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}
+
+const restless = "DOCKWAY_TEST_RESTLESS"
+
+// TestSwitchKilled kills a process at any time.
+func TestSwitchKilled(t *testing.T) {
+	l := newHost(t)
+	s := external("eth1")
+	before, moving := hostState(t), movable(t, "eth1")
+	for round := range 30 {
+		child := exec.Command("/proc/self/exe")
+		child.Env = append(os.Environ(), restless+"=1")
+		var output bytes.Buffer
+		child.Stderr = &output
+		if err := child.Start(); err != nil { // in the test's namespace, as its thread is
+			t.Fatal(err)
+		}
+		looks := 0
+		eventually(t, "the other process is at work", func() bool {
+			if exists(t, "dwx1") {
+				looks++
+			}
+			return looks > round
+		})
+		if err := child.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if err := child.Wait(); !strings.Contains(fmt.Sprint(err), "killed") {
+			t.Fatalf("the other process ended by itself: %v %s", err, output.String())
+		}
+		l.answers(t, "198.18.0.2")
+		l.answers(t, "fd00::2")
+		k := open(t, kernel.Config{})
+		if round%2 == 0 {
+			do(t, k, add(s)...)
+			holds(t, k, s)
+			same(t, "killed, then add", moving, movable(t, "dwx1"))
+		}
+		do(t, k, plan.Diff(observe(t, k, s), plan.State{})...)
+		flush(t, k)
+		eventually(t, "what was unfinished is gone", func() bool { return !exists(t, "dwx1") })
+		same(t, "killed, then delete", before, hostState(t))
+		if t.Failed() {
+			t.FailNow()
+		}
+	}
+}
+
 // TestSwitchKeepsConnections sends through the uplink, both ways, while it is moved.
 func TestSwitchKeepsConnections(t *testing.T) {
 	l := newHost(t)
@@ -464,6 +531,82 @@ func send(conn net.Conn, stop <-chan struct{}) error {
 			}
 		}
 	}
+}
+
+// TestLostRouter: the kernel keeps routes whose router is no longer on the link, but makes no new one.
+func TestLostRouter(t *testing.T) {
+	inNamespace(t)
+	newLAN(t).plug(t)
+	commands(t, `
+		ip link set eth1 up
+		ip addr add 198.18.0.2/24 dev eth1
+		ip addr add 198.18.9.2/24 dev eth1
+		ip addr add fd00:9::2/64 dev eth1 nodad
+		ip route add 198.19.0.0/24 via 198.18.9.1 dev eth1
+		ip route add 198.19.1.0/24 via 198.18.0.1 dev eth1
+		ip -6 route add fd01::/64 via fd00:9::1 dev eth1
+		ip nexthop add id 7 via 198.18.9.1 dev eth1
+		ip route add 198.19.7.0/24 nhid 7
+		ip addr del 198.18.9.2/24 dev eth1
+		ip addr del fd00:9::2/64 dev eth1`)
+	k := open(t, kernel.Config{})
+	s := external("eth1")
+	routes := func() string { return run(t, "ip", "route") + run(t, "ip", "-6", "route") }
+	for _, link := range []string{"dwx1", "eth1"} {
+		if link == "dwx1" {
+			do(t, k, add(s)...)
+			holds(t, k, s)
+		} else {
+			do(t, k, remove(s)...)
+		}
+		for _, want := range []string{
+			"198.19.0.0/24 via 198.18.9.1 dev " + link + " onlink", "198.19.1.0/24 via 198.18.0.1 dev " + link + " \n",
+			"fd01::/64 via fd00:9::1 dev " + link, "198.19.7.0/24 nhid 7 via 198.18.9.1 dev " + link,
+		} {
+			if !strings.Contains(routes(), want) {
+				t.Errorf("no %q: %s", want, routes())
+			}
+		}
+	}
+}
+
+// TestWatchIgnoresOwnMoves: of what a move does nothing ticks, if it takes no default route along.
+func TestWatchIgnoresOwnMoves(t *testing.T) {
+	newHost(t)
+	commands(t, `
+		ip route del default
+		ip -6 route del default`)
+	k := open(t, kernel.Config{})
+	observeAll(t, k)
+	ticks, err := k.Watch(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, v := external("eth1"), veth(1, "dwx1")
+	do(t, k, add(s, v)...)
+	silent(t, ticks, "a switch of our own")
+	do(t, k, add(s)...)
+	silent(t, ticks, "the same again")
+	commands(t, "ip addr add 198.18.0.77/24 dev dwx1")
+	silent(t, ticks, "an address of the host's on the switch")
+	commands(t, "ip link set dwx1 down")
+	hears(t, ticks, "a switch that is down")
+	do(t, k, plan.Diff(observe(t, k, s), plan.Of(s))...)
+	holds(t, k, s)
+	calm(ticks)
+	commands(t, "ip link set eth1 address 02:aa:00:00:00:77")
+	hears(t, ticks, "another MAC")
+	if got := observe(t, k, s)[s.Key()].(plan.Switch); got.Moved || got.Uplink != "eth1" {
+		t.Errorf("with another MAC: %s", got)
+	}
+	do(t, k, plan.Diff(observe(t, k, s), plan.Of(s))...)
+	holds(t, k, s)
+	calm(ticks)
+	do(t, k, remove(v, s)...)
+	flush(t, k)
+	silent(t, ticks, "the end of it")
+	commands(t, "ip link set eth1 down")
+	silent(t, ticks, "an uplink that nobody waits for any more")
 }
 
 func TestVanishingUplink(t *testing.T) {
