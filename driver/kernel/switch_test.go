@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"runtime"
 	"slices"
@@ -732,7 +733,7 @@ func TestUplinks(t *testing.T) {
 	}
 	same(t, "refused and changed", before, state())
 	u, err := k.Uplink(context.Background(), "eth4")
-	if want := (plan.Uplink{Name: "eth4", MAC: plan.MAC{2, 0xaa, 0, 0, 0, 4}, MTU: 1400}); err != nil || u != want {
+	if want := (plan.Uplink{Name: "eth4", MAC: plan.MAC{2, 0xaa, 0, 0, 0, 4}, MTU: 1400}); err != nil || !reflect.DeepEqual(u, want) {
 		t.Errorf("uplink %+v, %v", u, err)
 	}
 	if u, err := k.Uplink(context.Background(), "br0"); err != nil || !u.Bridge || u.Switch {

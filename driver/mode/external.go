@@ -173,12 +173,27 @@ func externalNetwork(n Network) plan.State {
 	}
 	if n.Options.Macvlan {
 		if n.Options.HostAccess {
-			s.Add(plan.Macvlan{Name: n.shim(), Alias: n.wireAlias(), Lower: n.uplink(), MAC: macFrom("shim " + n.shim() + n.Wire.MAC.String()), MTU: n.Wire.MTU, Up: true})
+			s.Merge(shim(n))
 		}
 		return s
 	}
 	s.Add(plan.Switch{Name: n.Bridge(), Alias: n.wireAlias(), Uplink: n.uplink(), Up: true, Moved: true})
 	return s
+}
+
+// Connect takes note of the uplink as it is.
+func (n *Network) Connect(u plan.Uplink) {
+	n.Wire.MAC, n.Wire.MTU, n.Wire.Host, n.Wire.Host6 = u.MAC, u.MTU, netip.Addr{}, netip.Addr{}
+	if !n.Options.Macvlan {
+		return // the addresses are the switch's
+	}
+	for _, p := range slices.Backward(u.Addresses) { // the first is the one that counts
+		if p.Addr().Is4() {
+			n.Wire.Host = p.Addr()
+		} else {
+			n.Wire.Host6 = p.Addr()
+		}
+	}
 }
 
 // wireAlias is the mark of what networks of the same uplink and VLAN share.
@@ -230,13 +245,31 @@ func macvlanEndpoint(n Network, e Endpoint) plan.State {
 		return s
 	}
 	for _, a := range e.Addresses() {
-		s.Add(plan.Route{Prefix: netip.PrefixFrom(a, a.BitLen()), Link: n.shim()})
+		source := n.Wire.Host
+		if a.Is6() {
+			source = n.Wire.Host6
+		}
+		s.Add(plan.Route{Prefix: netip.PrefixFrom(a, a.BitLen()), Link: n.shim(), Source: source})
 	}
 	return s
 }
 
 // shim is the host's own macvlan link, by which it reaches its containers: what the host sends on
-// the uplink itself goes to the wire only.
+// the uplink itself goes to the wire only. It answers for the host's addresses: for IPv4 it does so
+// as any link of the host, for IPv6 it needs them.
+func shim(n Network) plan.State {
+	mac := macFrom("shim " + n.shim() + n.Wire.MAC.String())
+	s := plan.Of(plan.Macvlan{Name: n.shim(), Alias: n.wireAlias(), Lower: n.uplink(), MAC: mac, MTU: n.Wire.MTU, Up: true})
+	if n.Wire.Host6.IsValid() {
+		s.Add(
+			plan.Address{Link: n.shim(), Prefix: netip.PrefixFrom(n.Wire.Host6, 128)},
+			plan.Address{Link: n.shim(), Prefix: netip.PrefixFrom(linkLocal(mac), 64)},
+		)
+	}
+	return s
+}
+
+// shim is the name of that link.
 func (n Network) shim() string { return n.Options.linkName("dwm") }
 
 // behindHost has the wire see the host's MAC in place of the container's.

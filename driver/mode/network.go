@@ -26,6 +26,9 @@ type Wire struct {
 	Foreign bool     `json:"foreign,omitempty"` // the link that was named is a bridge of the host's: it is used as it is
 	MAC     plan.MAC `json:"mac"`               // of the host on the wire
 	MTU     int      `json:"mtu"`
+	// Host and Host6 are the host's addresses on an uplink without a switch, invalid if it has none.
+	Host  netip.Addr `json:"host,omitzero"`
+	Host6 netip.Addr `json:"host6,omitzero"`
 	// Gateway is the MAC of the network's gateway, zero when it does not answer. It is not recorded: who
 	// starts asks again.
 	Gateway plan.MAC `json:"-"`

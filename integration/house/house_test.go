@@ -47,6 +47,9 @@ var onlyIn = map[string][]string{
 	"github.com/docker/docker":             {"integration", "plugin"},
 	"os/exec":                              {"integration"},
 	"github.com/spf13/cobra":               {"cmd/dockway"},
+	"github.com/cilium/ebpf":               {"driver/kernel", "integration"},
+	"github.com/insomniacslk/dhcp":         {"ipam/dhcp"},
+	"github.com/gopacket/gopacket":         {"integration"},
 }
 
 func TestImports(t *testing.T) {
