@@ -357,7 +357,7 @@ func (k *Kernel) observeVLAN(ctx context.Context, l *link, in map[int32][]filter
 	if err != nil || len(out) != 1 {
 		return v, err
 	}
-	t, ok := out[0].tagging()
+	t, ok := parseTagging(out[0].name)
 	if !ok || out[0] != outFilter(t) || t.link != l.name || t.linkIndex != l.index {
 		return v, nil
 	}
