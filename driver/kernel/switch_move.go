@@ -78,6 +78,11 @@ func (k *Kernel) moveAll(ctx context.Context, from, to *link, turn []message) er
 
 // turnOver makes the turn, and next hops and routes go out by the other link.
 func (k *Kernel) turnOver(ctx context.Context, from, to *link, turn []message) error {
+	advertised, err := k.advertisedRoutes(ctx, from)
+	if err != nil {
+		return err
+	}
+	own := turnAdvertised(advertised, from, to)
 	for _, unchecked := range []bool{false, true} {
 		hops, err := k.moveNextHops(ctx, from, to, unchecked)
 		if err != nil {
@@ -87,11 +92,14 @@ func (k *Kernel) turnOver(ctx context.Context, from, to *link, turn []message) e
 		if err != nil {
 			return err
 		}
+		if len(advertised) > 0 { // others of their slot wait for the next time
+			routed = slices.DeleteFunc(routed, func(m message) bool { return isAdvertised(m, advertised) })
+		}
 		// The kernel throws next hops away when their link loses its carrier, as a switch does with its
 		// uplink: they are there only while it has one.
-		changes := slices.Concat(turn, direct, hops, routed)
+		changes := slices.Concat(turn, direct, hops, own, routed)
 		if isSwitch(from.name) {
-			changes = slices.Concat(direct, hops, turn, routed)
+			changes = slices.Concat(direct, hops, turn, own, routed)
 		}
 		// The kernel checks only when a route is made that the router is on the link. One whose router
 		// no longer is goes on as it is, unchecked. If that is refused too, the host loses it with the
@@ -110,11 +118,14 @@ func (k *Kernel) turnOver(ctx context.Context, from, to *link, turn []message) e
 			}
 			return true
 		}, changes...)
-		if err != nil || !missed {
+		if err != nil {
 			return err
 		}
+		if !missed {
+			break
+		}
 	}
-	return nil
+	return k.ownAdvertised(ctx, advertised, to)
 }
 
 // localTime is how long the kernel may take to use an IPv6 address that is added without a proof,

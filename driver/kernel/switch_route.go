@@ -13,8 +13,9 @@ import (
 )
 
 const (
-	rtaNextHopID = 30 // RTA_NH_ID
-	sizeofNHMsg  = 8  // struct nhmsg
+	rtaNextHopID = 30  // RTA_NH_ID
+	sizeofNHMsg  = 8   // struct nhmsg
+	ticks        = 100 // of a second (USER_HZ)
 
 	// Where struct rtmsg has them.
 	rtmProtocol = 5
@@ -170,7 +171,6 @@ func (r hostRoute) on(from, to int32) hostRoute {
 // expiring is the route with the time that the listed one has left: it is told in one attribute and
 // asked for in another.
 func (r hostRoute) expiring(listed hostRoute) hostRoute {
-	const ticks = 100 // a second (USER_HZ)
 	info := listed.attribute(unix.RTA_CACHEINFO)
 	if len(info) < 12 {
 		return r

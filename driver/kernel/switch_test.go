@@ -3,10 +3,12 @@ package kernel_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -93,7 +95,7 @@ func (l *lan) plug(t testing.TB) {
 	commands(t, "ip link add eth1 address 02:aa:00:00:00:01 type veth peer lan0 netns "+l.namespace)
 	l.commands(t, `
 		ip link set lo up
-		ip link set lan0 up
+		ip link set lan0 addrgenmode none up
 		ip addr add 198.18.0.1/24 dev lan0
 		ip addr add fd00::1/64 dev lan0 nodad
 		ip addr add fe80::1/64 dev lan0 nodad`)
@@ -105,7 +107,7 @@ const hostSetup = `
 	ip link add eth2 type veth peer eth3
 	ip link set eth2 up
 	ip link set eth3 up
-	sysctl -qw net/ipv4/conf/eth1/accept_source_route=1 net/ipv4/conf/eth1/log_martians=1 net/ipv4/conf/eth1/promote_secondaries=0
+	sysctl -qw net/ipv4/conf/eth1/rp_filter=1 net/ipv4/conf/eth1/accept_source_route=1 net/ipv4/conf/eth1/log_martians=1 net/ipv4/conf/eth1/promote_secondaries=0
 	sysctl -qw net/ipv6/conf/eth1/accept_ra=2 net/ipv6/conf/eth1/hop_limit=63 net/ipv4/neigh/eth1/gc_stale_time=61
 	ip link set eth1 up
 	ip addr add 198.18.0.2/24 brd + dev eth1
@@ -346,46 +348,44 @@ func TestSwitchDies(t *testing.T) {
 	steps := 0
 	for i := range 8 {
 		resume, verb, writes := []plan.Verb{plan.Add, plan.Delete}[i%2], []plan.Verb{plan.Add, plan.Delete}[i/2%2], i < 4
-		{
-			for n, done := 0, false; !done; n++ {
-				// Begin with the whole.
-				start := process()
-				if verb == plan.Delete {
-					do(t, start, add(s)...)
-				} else {
-					do(t, start, remove(s)...)
-				}
-				flush(t, start)
-				k := process()
-				died := k.DieAfter(n, writes)
-				err := k.Do(context.Background(), []plan.Op{{Verb: verb, Object: s}})
-				if done = !died(); done != (err == nil) {
-					t.Fatalf("%s, %d changes: %v", verb, n, err)
-				}
-				steps++
-				if writes {
-					reachable()
-				}
-				next := process()
-				observed := observe(t, next, s)
-				if o := observed[s.Key()]; verb == plan.Add && !done && o != nil && s.Same(o) {
-					t.Errorf("%s died after %d changes and is taken for whole", verb, n)
-				}
-				if resume == plan.Add {
-					do(t, next, add(s)...)
-					holds(t, next, s)
-					same(t, fmt.Sprintf("%s died after %d changes, then add", verb, n), moving, movable(t, "dwx1"))
-				} else {
-					do(t, next, plan.Diff(observed, plan.State{})...)
-					flush(t, next)
-					same(t, fmt.Sprintf("%s died after %d changes, then delete", verb, n), before, hostState(t))
-				}
-				if writes {
-					reachable()
-				}
-				if t.Failed() {
-					t.FailNow()
-				}
+		for n, done := 0, false; !done; n++ {
+			// Begin with the whole.
+			start := process()
+			if verb == plan.Delete {
+				do(t, start, add(s)...)
+			} else {
+				do(t, start, remove(s)...)
+			}
+			flush(t, start)
+			k := process()
+			died := k.DieAfter(n, writes)
+			err := k.Do(context.Background(), []plan.Op{{Verb: verb, Object: s}})
+			if done = !died(); done != (err == nil) {
+				t.Fatalf("%s, %d changes: %v", verb, n, err)
+			}
+			steps++
+			if writes {
+				reachable()
+			}
+			next := process()
+			observed := observe(t, next, s)
+			if o := observed[s.Key()]; verb == plan.Add && !done && o != nil && s.Same(o) {
+				t.Errorf("%s died after %d changes and is taken for whole", verb, n)
+			}
+			if resume == plan.Add {
+				do(t, next, add(s)...)
+				holds(t, next, s)
+				same(t, fmt.Sprintf("%s died after %d changes, then add", verb, n), moving, movable(t, "dwx1"))
+			} else {
+				do(t, next, plan.Diff(observed, plan.State{})...)
+				flush(t, next)
+				same(t, fmt.Sprintf("%s died after %d changes, then delete", verb, n), before, hostState(t))
+			}
+			if writes {
+				reachable()
+			}
+			if t.Failed() {
+				t.FailNow()
 			}
 		}
 	}
@@ -531,6 +531,68 @@ func send(conn net.Conn, stop <-chan struct{}) error {
 				return err
 			}
 		}
+	}
+}
+
+// advertise sends a router advertisement (RFC 4861) for fd00:a::/64, to be used for seconds.
+func (l *lan) advertise(t testing.TB, seconds int) {
+	t.Helper()
+	life := func(n int) []byte { return binary.BigEndian.AppendUint32(nil, uint32(n)) }
+	packet := slices.Concat([]byte{134, 0, 0, 0, 64, 0}, life(seconds)[2:], life(0), life(0),
+		[]byte{3, 4, 64, 0xc0}, life(seconds), life(seconds), life(0), netip.MustParseAddr("fd00:a::").AsSlice())
+	l.in(func() {
+		card, err := net.InterfaceByName("lan0")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMPV6)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer unix.Close(fd)
+		if err := errors.Join(
+			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_HOPS, 255),
+			unix.Sendto(fd, packet, 0, &unix.SockaddrInet6{Addr: netip.MustParseAddr("ff02::1").As16(), ZoneId: uint32(card.Index)}),
+		); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestAdvertisedAddresses: what a router advertises is renewed by it, before and after.
+func TestAdvertisedAddresses(t *testing.T) {
+	inNamespace(t)
+	l := newLAN(t)
+	l.plug(t)
+	commands(t, `
+		sysctl -qw net/ipv6/conf/eth1/accept_ra=2
+		ip link set eth1 up`)
+	proved(t)
+	k := open(t, kernel.Config{})
+	seconds := 1000
+	renewed := func(link string) {
+		t.Helper()
+		seconds += 100
+		want := fmt.Sprintf(`fd00:a::\S* .*valid_lft (%d|%d)sec`, seconds, seconds-1)
+		eventually(t, link+" is told its address by the router", func() bool {
+			l.advertise(t, seconds)
+			return regexp.MustCompile(want).MatchString(run(t, "ip", "-o", "addr", "show", "dev", link))
+		})
+		want = fmt.Sprintf(`(?m)^default via fe80::1 dev %s .*expires (%d|%d)sec`, link, seconds, seconds-1)
+		if got := run(t, "ip", "-6", "route"); !regexp.MustCompile(want).MatchString(got) || strings.Count(got, "fe80::1") != 1 {
+			t.Errorf("routes on %s: %s", link, got)
+		}
+	}
+	renewed("eth1")
+	for range 2 {
+		do(t, k, add(external("eth1"))...)
+		holds(t, k, external("eth1"))
+		renewed("dwx1")
+		do(t, k, remove(external("eth1"))...)
+		flush(t, k)
+		renewed("eth1")
 	}
 }
 
