@@ -334,6 +334,7 @@ func TestCreateNetworkRefuses(t *testing.T) {
 		{"overlaps the LAN", webRequest(50), "overlaps the host's route to 198.18.50.0/23 on eth0"},
 		{"hides a routed part", webRequest(60), "overlaps the host's route to 198.18.60.128/25 on tun0"},
 		{"inside a wide route", webRequest(70), ""},
+		{"its link's name is taken", NetworkRequest{ID: networkID(1)[:12] + "f", IPv4: webRequest(2).IPv4}, "its ID begins as that of network " + networkID(1)},
 		{"same ID, other subnet", NetworkRequest{ID: networkID(1), IPv4: webRequest(2).IPv4}, "exists with other settings"},
 		{"misspelled option", NetworkRequest{ID: networkID(9), Options: map[string]string{"mtuu": "1"}, IPv4: webRequest(9).IPv4}, `option "mtuu" is not known: did you mean "mtu"?`},
 		{"bad value", NetworkRequest{ID: networkID(9), Options: map[string]string{"mtu": "tiny"}, IPv4: webRequest(9).IPv4}, `option mtu="tiny": not a number of bytes from 68 to 65535`},
@@ -517,6 +518,45 @@ func TestRepairGoesOnPastTakenPort(t *testing.T) {
 	if ops := diff(k, s.wanted()); len(ops) != 1 || ops[0].Object.Key() != lost.Key() {
 		t.Errorf("left undone: %v, want only the taken port", ops)
 	}
+}
+
+// TestLinkNames gives endpoints IDs that begin alike: links have no room for more of an ID, and
+// those of two endpoints must not be one.
+func TestLinkNames(t *testing.T) {
+	ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
+	s := newService(t, k, st)
+	for i := 1; i <= 2; i++ {
+		must(t, s.CreateNetwork(ctx, webRequest(i)))
+	}
+	join(t, s, 1, 0)
+	first := endpointRequest(1, 0)
+	alike := endpointRequest(1, 1)
+	alike.ID = first.ID[:11] + "f"
+	elsewhere := endpointRequest(2, 0)
+	elsewhere.ID = alike.ID
+	again := endpointRequest(2, 1)
+	again.ID = first.ID
+	refused := func(when string) {
+		t.Helper()
+		for _, req := range []EndpointRequest{alike, elsewhere, again} {
+			want := "its ID begins as that of endpoint " + first.ID
+			if _, err := s.CreateEndpoint(ctx, req); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s, endpoint %s on network %s: %v, want %s", when, req.ID, req.NetworkID, err, want)
+			}
+		}
+		agree(t, when, s, k, st)
+	}
+	refused("beside a joined endpoint")
+	s = newService(t, k, st)
+	refused("after a restart")
+	must(t, s.Leave(ctx, first.NetworkID, first.ID))
+	refused("beside one that left")
+	must(t, s.DeleteEndpoint(ctx, first.NetworkID, first.ID))
+	_, err := s.CreateEndpoint(ctx, elsewhere)
+	must(t, err)
+	must(t, s.DeleteNetwork(ctx, elsewhere.NetworkID))
+	_, err = s.CreateEndpoint(ctx, alike)
+	must(t, err)
 }
 
 func join(t *testing.T, s *Service, net, ep int) {
