@@ -77,6 +77,8 @@ type Service struct {
 	problem  error                   // why the kernel is not what the record wants
 	synced   bool                    // it has been, since the start
 	repairs  uint64
+
+	astray chan struct{} // holds a token when Run is to repair at once
 }
 
 // network is a network in memory: what the store holds of it.
@@ -103,7 +105,7 @@ var errUnknown = errors.New("not known to dockway")
 
 // New loads the record. The kernel is not touched before Run or the first call.
 func New(kernel Kernel, store Store, log *logrus.Entry) (*Service, error) {
-	s := &Service{kernel: kernel, store: store, log: log, networks: map[string]*network{}, ports: map[portNumber][]holder{}, links: map[string]string{}, problem: errors.New("not yet compared with the kernel")}
+	s := &Service{kernel: kernel, store: store, log: log, networks: map[string]*network{}, ports: map[portNumber][]holder{}, links: map[string]string{}, problem: errors.New("not yet compared with the kernel"), astray: make(chan struct{}, 1)}
 	err := store.Load(networkBucket, func(id string, value []byte) error {
 		n := newNetwork(mode.Network{})
 		n.stored = true
@@ -354,7 +356,11 @@ func (s *Service) change(ctx context.Context, n *network, before, after plan.Sta
 		err = errors.Join(err, fmt.Errorf("take the record back: %w", undoErr))
 	}
 	if undoErr := s.converge(ctx, after, before); undoErr != nil {
-		s.outOfSync(undoErr) // the next repair ends it
+		s.outOfSync(undoErr)
+		select {
+		case s.astray <- struct{}{}: // nothing else would report what this process did itself
+		default:
+		}
 		s.log.WithError(undoErr).Warn("a failed change could not be taken back at once")
 	}
 	return err

@@ -2,12 +2,14 @@ package driver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -463,6 +465,54 @@ func TestRun(t *testing.T) {
 
 // TestForgottenEndpoints: an endpoint that the engine never came back to, because it or the answer
 // was lost, neither keeps its address from others nor stays for ever.
+// halfKernel does half of what it is told, and fails, for as long as it is broken.
+type halfKernel struct {
+	*fakeKernel
+	broken atomic.Bool
+}
+
+func (k *halfKernel) Do(ctx context.Context, ops []plan.Op) error {
+	if !k.broken.Load() {
+		return k.fakeKernel.Do(ctx, ops)
+	}
+	if err := k.fakeKernel.Do(ctx, ops[:len(ops)/2]); err != nil {
+		return err
+	}
+	return errInjected
+}
+
+// TestHalfTakenBack has a change fail and its way back too: what is left of it is repaired as soon as
+// the kernel takes it, though nothing reports it.
+func TestHalfTakenBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		k, st := &halfKernel{fakeKernel: newFakeKernel()}, newFakeStore()
+		s := newService(t, k, st)
+		must(t, s.CreateNetwork(ctx, webRequest(1)))
+		join(t, s, 1, 0)
+		done := make(chan error)
+		go func() { done <- s.Run(ctx) }()
+		synctest.Wait()
+		k.broken.Store(true)
+		if err := s.Publish(ctx, networkID(1), endpointID(100), []policy.PortMapping{tcp(8080, 80)}); !errors.Is(err, errInjected) {
+			t.Errorf("publish: %v", err)
+		}
+		if ops := diff(k.fakeKernel, s.wanted()); len(ops) == 0 {
+			t.Fatal("the change was taken back, or never began")
+		}
+		k.broken.Store(false)
+		time.Sleep(2 * tryAgain) // virtual
+		synctest.Wait()
+		agree(t, "a while", s, k.fakeKernel, st)
+		if status := s.Status(); !status.InSync {
+			t.Errorf("status: %+v", status)
+		}
+		cancel()
+		must(t, <-done)
+	})
+}
+
 func TestForgottenEndpoints(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
