@@ -190,6 +190,88 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// mortal is a process that is killed after some steps, which are operations of the kernel and
+// transactions of the disk. It checks before each operation that it is on record.
+type mortal struct {
+	*fakeKernel
+	*fakeStore
+	t    *rapid.T
+	left int
+}
+
+func (m *mortal) step() error {
+	if m.left--; m.left < 0 {
+		return errors.New("killed")
+	}
+	return nil
+}
+
+func (m *mortal) Do(ctx context.Context, ops []plan.Op) error {
+	record, err := New(m.fakeKernel, m.fakeStore, quiet())
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	wanted := record.wanted()
+	for _, op := range ops {
+		if err := m.step(); err != nil {
+			return err
+		}
+		if _, recorded := wanted[op.Object.Key()]; recorded != (op.Verb != plan.Delete) {
+			m.t.Fatalf("%s, and the record wants it: %v", op, recorded)
+		}
+		if err := m.fakeKernel.Do(ctx, []plan.Op{op}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *mortal) Apply(changes ...Change) error {
+	if err := m.step(); err != nil {
+		return err
+	}
+	return m.fakeStore.Apply(changes...)
+}
+
+// TestKilled kills the process after any number of steps of random histories: nothing is ever done
+// that is not on record, and the next process comes to terms with what it finds.
+func TestKilled(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
+		newService(t, k, st)
+		m := &mortal{fakeKernel: k, fakeStore: st, t: t}
+		for range 5 {
+			m.left = 1000
+			s := newService(t, m, m)
+			m.left = rapid.IntRange(0, 60).Draw(t, "steps")
+			for m.left >= 0 {
+				net, ep := rapid.IntRange(1, 2).Draw(t, "network"), rapid.IntRange(0, 2).Draw(t, "endpoint")
+				req := endpointRequest(net, ep)
+				what := rapid.SampledFrom([]string{"create network", "delete network", "start", "publish", "leave", "delete endpoint"}).Draw(t, "call")
+				m.left-- // calls for which nothing is to be done end too
+				switch what {
+				case "create network":
+					_ = s.CreateNetwork(ctx, webRequest(net))
+				case "delete network":
+					_ = s.DeleteNetwork(ctx, req.NetworkID)
+				case "start":
+					_, _ = s.CreateEndpoint(ctx, req)
+					_, _ = s.Join(ctx, req.NetworkID, req.ID)
+				case "publish":
+					_ = s.Publish(ctx, req.NetworkID, req.ID, []policy.PortMapping{tcp(uint16(8000+ep), 80)})
+				case "leave":
+					_ = s.Leave(ctx, req.NetworkID, req.ID)
+				case "delete endpoint":
+					_ = s.DeleteEndpoint(ctx, req.NetworkID, req.ID)
+				}
+			}
+			maps.DeleteFunc(k.state, func(key plan.Key, _ plan.Object) bool { return key.Kind == plan.KindHostPort }) // sockets go with their process
+			m.left = 1000
+			agree(t, "a kill", newService(t, m, m), k, st)
+		}
+	})
+}
+
 // TestOrder checks the order of a change: guards first, openings last, and
 // the other way round when it goes.
 func TestOrder(t *testing.T) {
