@@ -70,6 +70,7 @@ const (
 type Service struct {
 	kernel Kernel
 	store  Store
+	leases Leases
 	log    *logrus.Entry
 
 	// all is held for reading by every call and for writing by a repair, which needs the record
@@ -112,8 +113,8 @@ func newNetwork(record mode.Network) *network {
 var errUnknown = errors.New("not known to dockway")
 
 // New loads the record. The kernel is not touched before Run or the first call.
-func New(kernel Kernel, store Store, log *logrus.Entry) (*Service, error) {
-	s := &Service{kernel: kernel, store: store, log: log, networks: map[string]*network{}, ports: map[portNumber][]holder{}, links: map[string]string{}, problem: errors.New("not yet compared with the kernel"), astray: make(chan struct{}, 1)}
+func New(kernel Kernel, store Store, leases Leases, log *logrus.Entry) (*Service, error) {
+	s := &Service{kernel: kernel, store: store, leases: leases, log: log, networks: map[string]*network{}, ports: map[portNumber][]holder{}, links: map[string]string{}, problem: errors.New("not yet compared with the kernel"), astray: make(chan struct{}, 1)}
 	err := store.Load(networkBucket, func(id string, value []byte) error {
 		n := newNetwork(mode.Network{})
 		n.stored = true
@@ -157,6 +158,9 @@ func (s *Service) CreateNetwork(ctx context.Context, req NetworkRequest) error {
 	}
 	defer s.lockWire(record)()
 	if err := s.connect(ctx, &record); err != nil {
+		return fmt.Errorf("create network %s: %w", brief(req.ID), err)
+	}
+	if err := s.leaseFrom(&record); err != nil {
 		return fmt.Errorf("create network %s: %w", brief(req.ID), err)
 	}
 	n := newNetwork(record)
@@ -212,6 +216,10 @@ func (s *Service) DeleteNetwork(ctx context.Context, id string) error {
 // a container joins it: before, it wants nothing of the kernel, and an engine that finds it unknown
 // after a crash makes it anew.
 func (s *Service) CreateEndpoint(ctx context.Context, req EndpointRequest) (EndpointReply, error) {
+	req, lease, err := s.lease(ctx, req)
+	if err != nil {
+		return EndpointReply{}, fmt.Errorf("create endpoint %s: %w", brief(req.ID), err)
+	}
 	s.all.RLock()
 	defer s.all.RUnlock()
 	n, err := s.lock(req.NetworkID)
@@ -221,7 +229,7 @@ func (s *Service) CreateEndpoint(ctx context.Context, req EndpointRequest) (Endp
 	defer n.mu.Unlock()
 
 	s.evict(n, req)
-	e, err := n.parseEndpoint(req)
+	e, err := s.parseEndpoint(n, req, lease)
 	if err != nil {
 		return EndpointReply{}, fmt.Errorf("create endpoint %s on network %s: %w", brief(req.ID), n.name(), err)
 	}
@@ -286,6 +294,12 @@ func (s *Service) Join(ctx context.Context, networkID, id string) (JoinReply, er
 	if !n.record.Internal { // an internal network leads nowhere
 		reply.Gateway = gateway(n.record.IPv4, e.Address)
 		reply.Gateway6 = gateway(n.record.IPv6, e.Address6)
+	}
+	if n.record.Leased {
+		reply.Gateway, reply.Routes = e.Lease.Gateway, e.Lease.Routes
+		if g := e.Lease.Gateway; g.IsValid() && !e.Address.Masked().Contains(g) {
+			reply.Routes = append([]mode.StaticRoute{{Prefix: netip.PrefixFrom(g, g.BitLen())}}, reply.Routes...)
+		}
 	}
 	return reply, nil
 }

@@ -74,7 +74,7 @@ func agree(t interface {
 	if ops := diff(k, s.wanted()); len(ops) > 0 {
 		t.Fatalf("after %s the kernel is not what is wanted: %v", what, ops)
 	}
-	reloaded, err := New(k, st, quiet())
+	reloaded, err := New(k, st, noLeases{}, quiet())
 	if err != nil {
 		t.Fatalf("after %s: %v", what, err)
 	}
@@ -207,7 +207,7 @@ func (m *mortal) step() error {
 }
 
 func (m *mortal) Do(ctx context.Context, ops []plan.Op) error {
-	record, err := New(m.fakeKernel, m.fakeStore, quiet())
+	record, err := New(m.fakeKernel, m.fakeStore, noLeases{}, quiet())
 	if err != nil {
 		m.t.Fatal(err)
 	}

@@ -92,6 +92,20 @@ func (m *Manager) Lease(ctx context.Context, subnet netip.Prefix, a netip.Addr, 
 	return lease, m.leaser.Keep(lease)
 }
 
+// Name is of the container that holds an address of the subnet, if the engine told it.
+func (m *Manager) Name(subnet netip.Prefix, a netip.Addr) string {
+	for _, p := range m.sorted() {
+		p.mu.Lock()
+		g := p.grants[a]
+		found := !p.gone && p.subnet == subnet.Masked() && g != nil && g.freed == nil
+		p.mu.Unlock()
+		if found {
+			return g.Name
+		}
+	}
+	return ""
+}
+
 // leased finds an address of a leased pool that is held.
 func (m *Manager) leased(subnet netip.Prefix, a netip.Addr) (*pool, *grant, error) {
 	for _, p := range m.sorted() {
