@@ -458,7 +458,7 @@ func (s *Service) reserve(n *network, routes []plan.HostRoute) (exists bool, err
 		return false, fmt.Errorf("create network %s: it exists with other settings: delete it first", brief(n.record.ID))
 	}
 	for _, other := range s.networks {
-		if other.record.Bridge() == n.record.Bridge() {
+		if !n.record.External() && other.record.Bridge() == n.record.Bridge() {
 			return false, fmt.Errorf("create network %s: its ID begins as that of network %s does, which has the bridge %s: an engine makes IDs at random, so try again", n.record.ID, other.record.ID, n.record.Bridge())
 		}
 	}
