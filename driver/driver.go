@@ -41,6 +41,8 @@ type Kernel interface {
 	// Neighbour gives the MAC of a neighbour on a link, zero while it does not answer. Watch ticks
 	// when one that was asked for changes.
 	Neighbour(ctx context.Context, link string, a netip.Addr) (plan.MAC, error)
+	// Own reports whether an address is one of the host's own.
+	Own(ctx context.Context, a netip.Addr) (bool, error)
 	// Warnings tells, for people, what on this host can keep networks from working.
 	Warnings() []string
 }
@@ -229,7 +231,7 @@ func (s *Service) CreateEndpoint(ctx context.Context, req EndpointRequest) (Endp
 	defer n.mu.Unlock()
 
 	s.evict(n, req)
-	e, err := s.parseEndpoint(n, req, lease)
+	e, err := s.parseEndpoint(ctx, n, req, lease)
 	if err != nil {
 		return EndpointReply{}, fmt.Errorf("create endpoint %s on network %s: %w", brief(req.ID), n.name(), err)
 	}
