@@ -25,6 +25,8 @@ type EndpointRequest struct {
 	Address6  netip.Prefix // IPv6 likewise
 	MAC       plan.MAC     // zero: dockway chooses
 	Options   map[string]string
+
+	leased plan.MAC // that the address is leased for
 }
 
 // EndpointReply tells what dockway chose for the endpoint.
@@ -38,6 +40,7 @@ type JoinReply struct {
 	DstPrefix string // the engine adds a number: eth0
 	Gateway   netip.Addr
 	Gateway6  netip.Addr
+	Routes    []mode.StaticRoute
 }
 
 // Status is what `dockway status` shows.

@@ -70,6 +70,7 @@ const (
 type Service struct {
 	kernel Kernel
 	store  Store
+	leases Leases
 	log    *logrus.Entry
 
 	// all is held for reading by every call and for writing by a repair, which needs the record
@@ -81,9 +82,12 @@ type Service struct {
 	index    sync.Mutex // guards what follows, and the endpoints of every network
 	networks map[string]*network
 	ports    map[portNumber][]holder // who publishes which host ports
+	links    map[string]string       // endpoints by the name of their link, as endpointKey has them
 	problem  error                   // why the kernel is not what the record wants
 	synced   bool                    // it has been, since the start
 	repairs  uint64
+
+	astray chan struct{} // holds a token when Run is to repair at once
 }
 
 // network is a network in memory: what the store holds of it.
@@ -109,8 +113,8 @@ func newNetwork(record mode.Network) *network {
 var errUnknown = errors.New("not known to dockway")
 
 // New loads the record. The kernel is not touched before Run or the first call.
-func New(kernel Kernel, store Store, log *logrus.Entry) (*Service, error) {
-	s := &Service{kernel: kernel, store: store, log: log, networks: map[string]*network{}, ports: map[portNumber][]holder{}, problem: errors.New("not yet compared with the kernel")}
+func New(kernel Kernel, store Store, leases Leases, log *logrus.Entry) (*Service, error) {
+	s := &Service{kernel: kernel, store: store, leases: leases, log: log, networks: map[string]*network{}, ports: map[portNumber][]holder{}, links: map[string]string{}, problem: errors.New("not yet compared with the kernel"), astray: make(chan struct{}, 1)}
 	err := store.Load(networkBucket, func(id string, value []byte) error {
 		n := newNetwork(mode.Network{})
 		n.stored = true
@@ -154,6 +158,9 @@ func (s *Service) CreateNetwork(ctx context.Context, req NetworkRequest) error {
 	}
 	defer s.lockWire(record)()
 	if err := s.connect(ctx, &record); err != nil {
+		return fmt.Errorf("create network %s: %w", brief(req.ID), err)
+	}
+	if err := s.leaseFrom(&record); err != nil {
 		return fmt.Errorf("create network %s: %w", brief(req.ID), err)
 	}
 	n := newNetwork(record)
@@ -209,6 +216,10 @@ func (s *Service) DeleteNetwork(ctx context.Context, id string) error {
 // a container joins it: before, it wants nothing of the kernel, and an engine that finds it unknown
 // after a crash makes it anew.
 func (s *Service) CreateEndpoint(ctx context.Context, req EndpointRequest) (EndpointReply, error) {
+	req, lease, err := s.lease(ctx, req)
+	if err != nil {
+		return EndpointReply{}, fmt.Errorf("create endpoint %s: %w", brief(req.ID), err)
+	}
 	s.all.RLock()
 	defer s.all.RUnlock()
 	n, err := s.lock(req.NetworkID)
@@ -218,8 +229,11 @@ func (s *Service) CreateEndpoint(ctx context.Context, req EndpointRequest) (Endp
 	defer n.mu.Unlock()
 
 	s.evict(n, req)
-	e, err := n.parseEndpoint(req)
+	e, err := s.parseEndpoint(n, req, lease)
 	if err != nil {
+		return EndpointReply{}, fmt.Errorf("create endpoint %s on network %s: %w", brief(req.ID), n.name(), err)
+	}
+	if err := s.claimLink(e); err != nil {
 		return EndpointReply{}, fmt.Errorf("create endpoint %s on network %s: %w", brief(req.ID), n.name(), err)
 	}
 	if err := s.replace(ctx, n, e); err != nil {
@@ -229,6 +243,19 @@ func (s *Service) CreateEndpoint(ctx context.Context, req EndpointRequest) (Endp
 		return EndpointReply{}, nil
 	}
 	return EndpointReply{MAC: e.MAC}, nil
+}
+
+// claimLink refuses an endpoint whose link would have the name of another's: a name has room for the
+// beginning of an ID only.
+func (s *Service) claimLink(e mode.Endpoint) error {
+	s.index.Lock()
+	defer s.index.Unlock()
+	if other, taken := s.links[e.Port()]; taken && other != endpointKey(e) {
+		network, id, _ := strings.Cut(other, "/")
+		return fmt.Errorf("its ID begins as that of endpoint %s on network %s does, which has the link %s: an engine makes IDs at random, so try again", id, brief(network), e.Port())
+	}
+	s.links[e.Port()] = endpointKey(e)
+	return nil
 }
 
 // evict forgets endpoints without a container that stand in a new one's way. The engine has given
@@ -267,6 +294,12 @@ func (s *Service) Join(ctx context.Context, networkID, id string) (JoinReply, er
 	if !n.record.Internal { // an internal network leads nowhere
 		reply.Gateway = gateway(n.record.IPv4, e.Address)
 		reply.Gateway6 = gateway(n.record.IPv6, e.Address6)
+	}
+	if n.record.Leased {
+		reply.Gateway, reply.Routes = e.Lease.Gateway, e.Lease.Routes
+		if g := e.Lease.Gateway; g.IsValid() && !e.Address.Masked().Contains(g) {
+			reply.Routes = append([]mode.StaticRoute{{Prefix: netip.PrefixFrom(g, g.BitLen())}}, reply.Routes...)
+		}
 	}
 	return reply, nil
 }
@@ -355,7 +388,11 @@ func (s *Service) change(ctx context.Context, n *network, before, after plan.Sta
 		err = errors.Join(err, fmt.Errorf("take the record back: %w", undoErr))
 	}
 	if undoErr := s.converge(ctx, after, before); undoErr != nil {
-		s.outOfSync(undoErr) // the next repair ends it
+		s.outOfSync(undoErr)
+		select {
+		case s.astray <- struct{}{}: // nothing else would report what this process did itself
+		default:
+		}
 		s.log.WithError(undoErr).Warn("a failed change could not be taken back at once")
 	}
 	return err
@@ -419,6 +456,11 @@ func (s *Service) reserve(n *network, routes []plan.HostRoute) (exists bool, err
 			return true, nil
 		}
 		return false, fmt.Errorf("create network %s: it exists with other settings: delete it first", brief(n.record.ID))
+	}
+	for _, other := range s.networks {
+		if other.record.Bridge() == n.record.Bridge() {
+			return false, fmt.Errorf("create network %s: its ID begins as that of network %s does, which has the bridge %s: an engine makes IDs at random, so try again", n.record.ID, other.record.ID, n.record.Bridge())
+		}
 	}
 	for _, subnet := range n.record.Subnets() {
 		for _, other := range s.networks {
@@ -497,6 +539,7 @@ func (n *network) put(s *Service, e mode.Endpoint) {
 	n.unlist(s, n.endpoints[e.ID])
 	n.endpoints[e.ID] = e
 	n.stations[e.MAC] = e.ID
+	s.links[e.Port()] = endpointKey(e)
 	for _, a := range e.Addresses() {
 		n.addresses[a] = e.ID
 	}
@@ -516,6 +559,7 @@ func (n *network) remove(s *Service, e mode.Endpoint) {
 // unlist takes an endpoint out of what it can be found by.
 func (n *network) unlist(s *Service, e mode.Endpoint) {
 	delete(n.stations, e.MAC)
+	delete(s.links, e.Port())
 	for _, a := range e.Addresses() {
 		delete(n.addresses, a)
 	}

@@ -2,12 +2,14 @@ package driver
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -72,7 +74,7 @@ func agree(t interface {
 	if ops := diff(k, s.wanted()); len(ops) > 0 {
 		t.Fatalf("after %s the kernel is not what is wanted: %v", what, ops)
 	}
-	reloaded, err := New(k, st, quiet())
+	reloaded, err := New(k, st, noLeases{}, quiet())
 	if err != nil {
 		t.Fatalf("after %s: %v", what, err)
 	}
@@ -186,6 +188,88 @@ func TestRestart(t *testing.T) {
 			agree(t, "reboot", again, k, st)
 		})
 	}
+}
+
+// mortal is a process that is killed after some steps, which are operations of the kernel and
+// transactions of the disk. It checks before each operation that it is on record.
+type mortal struct {
+	*fakeKernel
+	*fakeStore
+	t    *rapid.T
+	left int
+}
+
+func (m *mortal) step() error {
+	if m.left--; m.left < 0 {
+		return errors.New("killed")
+	}
+	return nil
+}
+
+func (m *mortal) Do(ctx context.Context, ops []plan.Op) error {
+	record, err := New(m.fakeKernel, m.fakeStore, noLeases{}, quiet())
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	wanted := record.wanted()
+	for _, op := range ops {
+		if err := m.step(); err != nil {
+			return err
+		}
+		if _, recorded := wanted[op.Object.Key()]; recorded != (op.Verb != plan.Delete) {
+			m.t.Fatalf("%s, and the record wants it: %v", op, recorded)
+		}
+		if err := m.fakeKernel.Do(ctx, []plan.Op{op}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *mortal) Apply(changes ...Change) error {
+	if err := m.step(); err != nil {
+		return err
+	}
+	return m.fakeStore.Apply(changes...)
+}
+
+// TestKilled kills the process after any number of steps of random histories: nothing is ever done
+// that is not on record, and the next process comes to terms with what it finds.
+func TestKilled(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
+		newService(t, k, st)
+		m := &mortal{fakeKernel: k, fakeStore: st, t: t}
+		for range 5 {
+			m.left = 1000
+			s := newService(t, m, m)
+			m.left = rapid.IntRange(0, 60).Draw(t, "steps")
+			for m.left >= 0 {
+				net, ep := rapid.IntRange(1, 2).Draw(t, "network"), rapid.IntRange(0, 2).Draw(t, "endpoint")
+				req := endpointRequest(net, ep)
+				what := rapid.SampledFrom([]string{"create network", "delete network", "start", "publish", "leave", "delete endpoint"}).Draw(t, "call")
+				m.left-- // calls for which nothing is to be done end too
+				switch what {
+				case "create network":
+					_ = s.CreateNetwork(ctx, webRequest(net))
+				case "delete network":
+					_ = s.DeleteNetwork(ctx, req.NetworkID)
+				case "start":
+					_, _ = s.CreateEndpoint(ctx, req)
+					_, _ = s.Join(ctx, req.NetworkID, req.ID)
+				case "publish":
+					_ = s.Publish(ctx, req.NetworkID, req.ID, []policy.PortMapping{tcp(uint16(8000+ep), 80)})
+				case "leave":
+					_ = s.Leave(ctx, req.NetworkID, req.ID)
+				case "delete endpoint":
+					_ = s.DeleteEndpoint(ctx, req.NetworkID, req.ID)
+				}
+			}
+			maps.DeleteFunc(k.state, func(key plan.Key, _ plan.Object) bool { return key.Kind == plan.KindHostPort }) // sockets go with their process
+			m.left = 1000
+			agree(t, "a kill", newService(t, m, m), k, st)
+		}
+	})
 }
 
 // TestOrder checks the order of a change: guards first, openings last, and
@@ -334,6 +418,7 @@ func TestCreateNetworkRefuses(t *testing.T) {
 		{"overlaps the LAN", webRequest(50), "overlaps the host's route to 198.18.50.0/23 on eth0"},
 		{"hides a routed part", webRequest(60), "overlaps the host's route to 198.18.60.128/25 on tun0"},
 		{"inside a wide route", webRequest(70), ""},
+		{"its link's name is taken", NetworkRequest{ID: networkID(1)[:12] + "f", IPv4: webRequest(2).IPv4}, "its ID begins as that of network " + networkID(1)},
 		{"same ID, other subnet", NetworkRequest{ID: networkID(1), IPv4: webRequest(2).IPv4}, "exists with other settings"},
 		{"misspelled option", NetworkRequest{ID: networkID(9), Options: map[string]string{"mtuu": "1"}, IPv4: webRequest(9).IPv4}, `option "mtuu" is not known: did you mean "mtu"?`},
 		{"bad value", NetworkRequest{ID: networkID(9), Options: map[string]string{"mtu": "tiny"}, IPv4: webRequest(9).IPv4}, `option mtu="tiny": not a number of bytes from 68 to 65535`},
@@ -462,6 +547,54 @@ func TestRun(t *testing.T) {
 
 // TestForgottenEndpoints: an endpoint that the engine never came back to, because it or the answer
 // was lost, neither keeps its address from others nor stays for ever.
+// halfKernel does half of what it is told, and fails, for as long as it is broken.
+type halfKernel struct {
+	*fakeKernel
+	broken atomic.Bool
+}
+
+func (k *halfKernel) Do(ctx context.Context, ops []plan.Op) error {
+	if !k.broken.Load() {
+		return k.fakeKernel.Do(ctx, ops)
+	}
+	if err := k.fakeKernel.Do(ctx, ops[:len(ops)/2]); err != nil {
+		return err
+	}
+	return errInjected
+}
+
+// TestHalfTakenBack has a change fail and its way back too: what is left of it is repaired as soon as
+// the kernel takes it, though nothing reports it.
+func TestHalfTakenBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		k, st := &halfKernel{fakeKernel: newFakeKernel()}, newFakeStore()
+		s := newService(t, k, st)
+		must(t, s.CreateNetwork(ctx, webRequest(1)))
+		join(t, s, 1, 0)
+		done := make(chan error)
+		go func() { done <- s.Run(ctx) }()
+		synctest.Wait()
+		k.broken.Store(true)
+		if err := s.Publish(ctx, networkID(1), endpointID(100), []policy.PortMapping{tcp(8080, 80)}); !errors.Is(err, errInjected) {
+			t.Errorf("publish: %v", err)
+		}
+		if ops := diff(k.fakeKernel, s.wanted()); len(ops) == 0 {
+			t.Fatal("the change was taken back, or never began")
+		}
+		k.broken.Store(false)
+		time.Sleep(2 * tryAgain) // virtual
+		synctest.Wait()
+		agree(t, "a while", s, k.fakeKernel, st)
+		if status := s.Status(); !status.InSync {
+			t.Errorf("status: %+v", status)
+		}
+		cancel()
+		must(t, <-done)
+	})
+}
+
 func TestForgottenEndpoints(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
@@ -517,6 +650,45 @@ func TestRepairGoesOnPastTakenPort(t *testing.T) {
 	if ops := diff(k, s.wanted()); len(ops) != 1 || ops[0].Object.Key() != lost.Key() {
 		t.Errorf("left undone: %v, want only the taken port", ops)
 	}
+}
+
+// TestLinkNames gives endpoints IDs that begin alike: links have no room for more of an ID, and
+// those of two endpoints must not be one.
+func TestLinkNames(t *testing.T) {
+	ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
+	s := newService(t, k, st)
+	for i := 1; i <= 2; i++ {
+		must(t, s.CreateNetwork(ctx, webRequest(i)))
+	}
+	join(t, s, 1, 0)
+	first := endpointRequest(1, 0)
+	alike := endpointRequest(1, 1)
+	alike.ID = first.ID[:11] + "f"
+	elsewhere := endpointRequest(2, 0)
+	elsewhere.ID = alike.ID
+	again := endpointRequest(2, 1)
+	again.ID = first.ID
+	refused := func(when string) {
+		t.Helper()
+		for _, req := range []EndpointRequest{alike, elsewhere, again} {
+			want := "its ID begins as that of endpoint " + first.ID
+			if _, err := s.CreateEndpoint(ctx, req); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s, endpoint %s on network %s: %v, want %s", when, req.ID, req.NetworkID, err, want)
+			}
+		}
+		agree(t, when, s, k, st)
+	}
+	refused("beside a joined endpoint")
+	s = newService(t, k, st)
+	refused("after a restart")
+	must(t, s.Leave(ctx, first.NetworkID, first.ID))
+	refused("beside one that left")
+	must(t, s.DeleteEndpoint(ctx, first.NetworkID, first.ID))
+	_, err := s.CreateEndpoint(ctx, elsewhere)
+	must(t, err)
+	must(t, s.DeleteNetwork(ctx, elsewhere.NetworkID))
+	_, err = s.CreateEndpoint(ctx, alike)
+	must(t, err)
 }
 
 func join(t *testing.T, s *Service, net, ep int) {

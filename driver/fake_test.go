@@ -195,8 +195,17 @@ func quiet() *logrus.Entry {
 	return logrus.NewEntry(l)
 }
 
+// noLeases is an address manager that leases nothing.
+type noLeases struct{}
+
+func (noLeases) LeaseFrom(netip.Prefix, string) (bool, error) { return false, nil }
+func (noLeases) Lease(context.Context, netip.Prefix, netip.Addr, plan.MAC) (plan.MAC, mode.Lease, error) {
+	return plan.MAC{}, mode.Lease{}, errInjected
+}
+func (noLeases) Name(netip.Prefix, netip.Addr) string { return "" }
+
 func newService(t interface{ Fatal(...any) }, k Kernel, st Store) *Service {
-	s, err := New(k, st, quiet())
+	s, err := New(k, st, noLeases{}, quiet())
 	if err != nil {
 		t.Fatal(err)
 	}

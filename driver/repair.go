@@ -46,6 +46,7 @@ func (s *Service) Run(ctx context.Context) error {
 		case <-time.After(wait):
 		case <-idle.C:
 			s.forgetIdle()
+		case <-s.astray:
 		case <-changed:
 			select {
 			case <-ctx.Done():

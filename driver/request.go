@@ -42,18 +42,19 @@ func parseNetwork(req NetworkRequest) (mode.Network, error) {
 // same reports whether two records ask for the same network, however it is connected now.
 func same(a, b mode.Network) bool {
 	a.Wire, b.Wire = mode.Wire{}, mode.Wire{}
+	a.Leased, b.Leased = false, false
 	return bytes.Equal(encode(a), encode(b))
 }
 
 // parseEndpoint makes the record that a request asks for. The caller holds n.mu.
-func (n *network) parseEndpoint(req EndpointRequest) (mode.Endpoint, error) {
+func (s *Service) parseEndpoint(n *network, req EndpointRequest, lease mode.Lease) (mode.Endpoint, error) {
 	if !identifier.MatchString(req.ID) {
 		return mode.Endpoint{}, fmt.Errorf("endpoint ID %q is not one of an engine: 12 to 64 letters and digits", req.ID)
 	}
 	if err := mode.ParseEndpointOptions(req.Options); err != nil {
 		return mode.Endpoint{}, err
 	}
-	e := mode.Endpoint{ID: req.ID, NetworkID: req.NetworkID, Address: req.Address, Address6: req.Address6, MAC: req.MAC, External: n.record.External()}
+	e := mode.Endpoint{ID: req.ID, NetworkID: req.NetworkID, Address: req.Address, Address6: req.Address6, MAC: req.MAC, External: n.record.External(), Lease: lease}
 	if len(e.Addresses()) == 0 {
 		return mode.Endpoint{}, errors.New("it has no address: the network's address manager gave none")
 	}
@@ -64,10 +65,16 @@ func (n *network) parseEndpoint(req EndpointRequest) (mode.Endpoint, error) {
 	}
 	old, exists := n.endpoints[req.ID]
 	switch {
+	case e.MAC == plan.MAC{} && req.leased != plan.MAC{}:
+		e.MAC = req.leased
 	case e.MAC == plan.MAC{} && exists:
 		e.MAC = old.MAC
 	case e.MAC == plan.MAC{}:
-		mac, err := n.record.Options.ChooseMAC(e.ID, func(m plan.MAC) bool { return n.stations[m] != "" })
+		name := ""
+		if n.record.Options.StableMAC && e.Address.IsValid() {
+			name = s.leases.Name(n.record.IPv4[0].Pool, e.Address.Addr())
+		}
+		mac, err := n.chooseMAC(e.ID, name)
 		if err != nil {
 			return mode.Endpoint{}, err
 		}
@@ -101,7 +108,7 @@ func (n *network) free(a netip.Addr, id string) error {
 		}
 		inside = inside || s.Pool.Contains(a)
 	}
-	if !inside {
+	if !inside && !(n.record.Leased && a.Is4()) {
 		return fmt.Errorf("address %s is in no subnet of the network (%s)", a, pools(n.record))
 	}
 	if holder, taken := n.addresses[a]; taken && holder != id {

@@ -20,7 +20,8 @@ func (s *Service) connect(ctx context.Context, record *mode.Network) error {
 	if err != nil {
 		return fmt.Errorf("option interface=%q: %w", record.Options.Interface, err)
 	}
-	record.Wire.Foreign, record.Wire.MAC, record.Wire.MTU = uplink.Bridge, uplink.MAC, uplink.MTU
+	record.Wire.Foreign = uplink.Bridge
+	record.Connect(uplink)
 	return mode.ValidateWire(*record)
 }
 
@@ -31,7 +32,7 @@ func (s *Service) refresh(ctx context.Context, record mode.Network) mode.Network
 		return record
 	}
 	if uplink, err := s.kernel.Uplink(ctx, record.Options.Interface); err == nil && uplink.Bridge == record.Wire.Foreign {
-		record.Wire.MAC, record.Wire.MTU = uplink.MAC, uplink.MTU
+		record.Connect(uplink)
 	}
 	if gateway := record.TunnelGateway(); gateway.IsValid() {
 		record.Wire.Gateway, _ = s.kernel.Neighbour(ctx, record.Bridge(), gateway)

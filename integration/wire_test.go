@@ -379,3 +379,124 @@ func TestL2Tunnel(t *testing.T) {
 		reaches(t, "container to container, gateway back", h.in("tenant-b"), "tcp", a+":80", b)
 	})
 }
+
+// The VLAN that machines outside are in, and its addresses.
+const (
+	vlanID, vlan4, vlanGateway = 20, "198.18.66.0/24", "198.18.66.254"
+	vlanOutside4               = "198.18.66.100"
+)
+
+// TestVLAN: frames leave with the tag, and only those with it come in.
+func TestVLAN(t *testing.T) {
+	for _, mode := range []string{"transparent", "l2bridge"} {
+		t.Run(mode, func(t *testing.T) {
+			onWire(t, func(t *testing.T, w *wire, h, other *host) {
+				trunk, err := w.lan.VLAN(w.outside, "eth0", vlanID, vlanOutside4+"/24")
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() {
+					if err := trunk.Stop(); err != nil {
+						t.Error(err)
+					}
+				})
+				create := func(h *host, name string, id int, subnet, gateway, part string) {
+					h.network(name, "--subnet", subnet, "--gateway", gateway, "--ip-range", part, "-o", "mode="+mode, "-o", "interface="+containerUplink, "-o", fmt.Sprint("vlan=", id))
+				}
+				create(h, "tagged", vlanID, vlan4, vlanGateway, "198.18.66.16/28")
+				create(other, "tagged", vlanID, vlan4, vlanGateway, "198.18.66.32/28")
+				create(h, "tagged21", 21, "198.18.67.0/24", "198.18.67.254", "198.18.67.16/28")
+				h.wired("untagged", mode)
+				h.server("tagged-a", "tagged")
+				other.server("tagged-b", "tagged")
+				h.server("tagged21-a", "tagged21")
+				h.server("untagged-a", "untagged")
+				a, b := h.address("tagged-a", "tagged"), other.address("tagged-b", "tagged")
+				a21, plain := h.address("tagged21-a", "tagged21"), h.address("untagged-a", "untagged")
+
+				seen := w.outside.Capture(t, "eth0")
+				for _, network := range []string{"tcp", "udp"} {
+					reaches(t, "outside in the VLAN to container", on(w.outside), network, a+":80", vlanOutside4)
+					reaches(t, "container to outside in the VLAN", h.in("tagged-a"), network, vlanOutside4+":80", a)
+					reaches(t, "container to other host's container in the VLAN", h.in("tagged-a"), network, b+":80", a)
+					reaches(t, "other host's container to container in the VLAN", other.in("tagged-b"), network, a+":80", b)
+					reaches(t, "outside to untagged container", on(w.outside), network, plain+":80", outside4)
+					reaches(t, "host to outside, untagged", on(h.Machine), network, outside4+":80", wireHost4[h.Engine])
+				}
+				seen.Saw(t, lab.TCP().From(a).VLAN(vlanID))
+				seen.Saw(t, lab.TCP().From(plain).Untagged())
+				seen.Where(lab.Frames().From(a)).AllFrames(t, "carries the tag", lab.Frames().VLAN(vlanID))
+				seen.Where(lab.Frames().From(plain)).AllFrames(t, "carries no tag", lab.Frames().Untagged())
+
+				// Somebody in one VLAN with addresses of another: nobody answers.
+				foreign := func(container, address, target string) {
+					t.Helper()
+					h.docker("run", "--rm", "--cap-add", "NET_ADMIN", "--network", "container:"+container, lab.Image, "ip", "address", "add", address, "dev", "eth0")
+					if out, err := h.Docker("exec", container, "/probe", "-timeout", "700ms", "arp", "eth0", target); err == nil {
+						t.Errorf("%s finds %s of another VLAN: %s", container, target, out)
+					}
+				}
+				foreign("tagged21-a", "198.18.66.77/24", a)
+				foreign("untagged-a", "198.18.66.78/24", a)
+				foreign("tagged-a", "198.18.67.77/24", a21)
+				if out, err := w.outside.Run(shared.probe, "-timeout", "700ms", "arp", "eth0", a); err == nil {
+					t.Errorf("the untagged LAN finds a container of VLAN %d: %s", vlanID, out)
+				}
+				h.refused("not a VLAN identifier", "network", "create", "-d", lab.Plugin, "--ipam-driver", lab.Plugin, "-o", "mode="+mode, "-o", "interface=eth1", "-o", "vlan=4095", "wrong")
+			})
+		})
+	}
+}
+
+// TestMacvlan: containers are on the LAN without a switch, and the host with a link of its own.
+func TestMacvlan(t *testing.T) {
+	onWire(t, func(t *testing.T, w *wire, h, other *host) {
+		h.wired("direct", "transparent", "-o", "backend=macvlan", "-o", "host_access=true")
+		h.server("direct-a", "direct")
+		h.client("direct-b", "direct")
+		a, a6, mac := h.address("direct-a", "direct"), h.address6("direct-a", "direct"), h.mac("direct-a", "direct")
+		b, b6 := h.address("direct-b", "direct"), h.address6("direct-b", "direct")
+		saw := func(v4, v6, family string) string { return map[string]string{"4": v4, "6": v6}[family] }
+		if out, err := h.Run("ip", "address", "show", containerUplink); err != nil || !strings.Contains(out, wireHost4[h.Engine]) {
+			t.Errorf("the host's address has left its uplink: %s %v", out, err)
+		}
+		seen := w.outside.Capture(t, "eth0")
+		eachWay(a, a6, func(network, address, family string) {
+			reaches(t, "outside to container", on(w.outside), network, address, saw(outside4, outside6, family))
+			reaches(t, "another subnet to container", on(w.far), network, address, saw(far4, far6, family))
+			reaches(t, "container to container", h.in("direct-b"), network, address, saw(b, b6, family))
+			reaches(t, "host to its container", on(h.Machine), network, address, "")
+		})
+		eachWay(outside4, outside6, func(network, address, family string) {
+			reaches(t, "container to outside", h.in("direct-a"), network, address, saw(a, a6, family))
+		})
+		for _, ip := range []string{a, a6} {
+			seen.Saw(t, lab.TCP().From(ip).SourceMAC(mac))
+		}
+		serving, err := h.Start("", shared.probe, "serve", "tcp", ":81")
+		if err != nil {
+			t.Fatal(err)
+		}
+		reaches(t, "container to its host", h.in("direct-a"), "tcp", wireHost4[h.Engine]+":81", a)
+		if err := serving.Stop(); err != nil {
+			t.Error(err)
+		}
+		// The plugin's repair leaves links alone that are in containers.
+		pid, err := h.PluginPID()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := h.KillPlugin(); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.WaitPlugin(pid); err != nil {
+			t.Fatal(err)
+		}
+		reaches(t, "outside to container after the plugin's restart", on(w.outside), "tcp", a+":80", outside4)
+		if out, err := h.Run("ip", "-o", "link", "show", "type", "macvlan"); err != nil || strings.Count(out, "\n") > 0 || !strings.Contains(out, "dwm") {
+			t.Errorf("the host has more links than its own: %s %v", out, err)
+		}
+		h.refused("needs a switch", "network", "create", "-d", lab.Plugin, "--ipam-driver", lab.Plugin, "--subnet", "198.19.91.0/24", "-o", "mode=transparent", "-o", "interface=eth1", "-o", "backend=macvlan", "-o", "disable_icc=true", "wrong")
+		h.refused("port mapping is not supported", "run", "--rm", "--network", "direct", "-p", "8080:80", lab.Image, "true")
+	})
+}

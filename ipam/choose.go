@@ -53,6 +53,7 @@ func (m *Manager) RequestPool(ctx context.Context, r PoolRequest) (PoolReply, er
 	}
 	next.Serial++
 	p := newPool(next.Serial, w.space, w.subnet, w.inner)
+	p.open = w.open
 	changes := []Change{p.change(p.next), next.change()}
 	twin := m.surplus(p)
 	if twin != nil {

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/dockway/dockway/ipam/dhcp"
 )
 
 // Space is one of Docker's two address spaces. The engine names one with every pool that it asks for.
@@ -48,6 +50,11 @@ type Config struct {
 	Pools []DefaultPool
 	// Seed identifies the host, so that two hosts choose different IPv6 pools. Without it there is no default for IPv6.
 	Seed string
+	// Leaser leases the addresses of leased pools; nil: no pool is.
+	Leaser Leaser
+	// MAC chooses the MAC of a container of a subnet that is leased from, which may have a name. Engines tell the address
+	// manager of a container before they tell the network driver.
+	MAC func(subnet netip.Prefix, name string) (dhcp.MAC, error)
 }
 
 // Manager hands out pools and addresses. Every change is recorded before it is answered; after an error nothing has
@@ -56,6 +63,8 @@ type Manager struct {
 	store  Store
 	routes func() ([]netip.Prefix, error)
 	ranges []DefaultPool
+	leaser Leaser
+	mac    func(subnet netip.Prefix, name string) (dhcp.MAC, error)
 	uses   atomic.Uint64 // counts calls, to know which pool was used last
 
 	mu     sync.RWMutex // over the list of pools; taken before a pool's own lock
@@ -70,9 +79,12 @@ func New(store Store, routes func() ([]netip.Prefix, error), cfg Config) (*Manag
 	if err != nil {
 		return nil, err
 	}
-	m := &Manager{store: store, routes: routes, ranges: ranges, pools: make(map[string]*pool)}
+	m := &Manager{store: store, routes: routes, ranges: ranges, leaser: cfg.Leaser, mac: cfg.MAC, pools: make(map[string]*pool)}
 	if err := m.load(); err != nil {
 		return nil, fmt.Errorf("reading the address pools on record: %w", err)
+	}
+	if err := m.keep(); err != nil {
+		return nil, fmt.Errorf("taking over the leases on record: %w", err)
 	}
 	return m, nil
 }

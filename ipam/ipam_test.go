@@ -278,7 +278,7 @@ func TestRefusals(t *testing.T) {
 		{PoolRequest{Pool: "10.0.0.0/24", SubPool: "10.0.0.0/32"}, "no address that a container could have"},
 		{PoolRequest{SubPool: "10.0.0.0/32"}, "without a subnet"},
 		{PoolRequest{Pool: "0.0.0.0/24", SubPool: "10.0.0.0/32"}, "without a subnet"},
-		{PoolRequest{Pool: "10.0.0.0/24", Options: map[string]string{"gatway": "10.0.0.1"}}, `ipam option "gatway" is invalid: dockway's address manager has no options`},
+		{PoolRequest{Pool: "10.0.0.0/24", Options: map[string]string{"gatway": "10.0.0.1"}}, `ipam option "gatway" is invalid: the only one is dhcp=true`},
 		{PoolRequest{V6: true}, "no default pool"},
 		{PoolRequest{Pool: "0.0.0.0/31"}, "no default pool"},
 		{PoolRequest{Pool: "0.0.0.0/7"}, "no default pool"},

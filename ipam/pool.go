@@ -21,8 +21,10 @@ type pool struct {
 	subnet, inner netip.Prefix // inner: the range to choose addresses from
 	first, last   netip.Addr   // of the range
 	size          uint64       // addresses from first to last, or the greatest uint64
+	open          bool         // the addresses can be leased: no subnet was given, or DHCP was asked for
 
 	mu      sync.Mutex
+	lan     string                // the link on whose LAN the addresses are leased; empty: they are not
 	gone    bool                  // released while somebody waited for the lock
 	used    uint64                // the manager's count of calls when this pool's last one came
 	next    netip.Addr            // where to look for unused addresses; invalid when the range was passed over
@@ -136,9 +138,13 @@ func (m *Manager) RequestAddress(ctx context.Context, r AddressRequest) (netip.P
 	if err != nil {
 		return netip.Prefix{}, err
 	}
+	record := addressRecord{Kind: r.kind(), Name: r.Options[optionName], MAC: r.Options[optionMAC]}
+	if p.lan != "" && record.Kind == Endpoint && !a.IsValid() {
+		p.mu.Unlock() // a DHCP server can take seconds
+		return m.requestLease(ctx, p, record, record.MAC)
+	}
 	defer p.mu.Unlock()
 	next, ok := p.next, true
-	record := addressRecord{Kind: r.kind(), Name: r.Options[optionName], MAC: r.Options[optionMAC]}
 	if a.IsValid() {
 		if err := checkAddress(p.subnet, a); err != nil {
 			return netip.Prefix{}, err
@@ -209,6 +215,9 @@ func (m *Manager) release(ctx context.Context, poolID string, a netip.Addr, only
 	g := p.grants[a]
 	if g == nil || g.freed != nil || !only(g) {
 		return nil
+	}
+	if g.Lease != nil {
+		defer m.giveBack(ctx, *g.Lease, nil)
 	}
 	turn, forgotten := p.turn+1, 0
 	change := p.addressChange(a, addressRecord{Freed: turn})

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/dockway/dockway/ipam/dhcp"
 )
 
 // On record are, in JSON: each pool by its serial number; each address held or freed by the pool's serial number, a slash and
@@ -25,13 +27,16 @@ type poolRecord struct {
 	Subnet netip.Prefix `json:"subnet"`
 	Range  netip.Prefix `json:"range"`
 	Next   netip.Addr   `json:"next"`
+	Open   bool         `json:"open,omitempty"`
+	LAN    string       `json:"lan,omitempty"`
 }
 
 type addressRecord struct {
-	Kind  Kind   `json:"kind,omitempty"` // empty: freed
-	Name  string `json:"name,omitempty"`
-	MAC   string `json:"mac,omitempty"`
-	Freed uint64 `json:"freed,omitempty"` // the pool's turn when it was
+	Kind  Kind        `json:"kind,omitempty"` // empty: freed
+	Name  string      `json:"name,omitempty"`
+	MAC   string      `json:"mac,omitempty"`
+	Freed uint64      `json:"freed,omitempty"` // the pool's turn when it was
+	Lease *dhcp.Lease `json:"lease,omitempty"`
 }
 
 func (p *pool) key() string { return strconv.FormatUint(p.serial, 10) }
@@ -40,7 +45,7 @@ func (p *pool) addressKey(a netip.Addr) string { return p.key() + "/" + a.String
 
 // change records the pool with a place to look for unused addresses next.
 func (p *pool) change(next netip.Addr) Change {
-	return Change{poolBucket, p.key(), encode(poolRecord{p.space, p.subnet, p.inner, next})}
+	return Change{poolBucket, p.key(), encode(poolRecord{p.space, p.subnet, p.inner, next, p.open, p.lan})}
 }
 
 func (p *pool) addressChange(a netip.Addr, r addressRecord) Change {
@@ -124,7 +129,7 @@ func decodePool(key string, value []byte) (*pool, error) {
 		return nil, err
 	}
 	p := newPool(serial, w.space, w.subnet, w.inner)
-	p.next = r.Next
+	p.next, p.open, p.lan = r.Next, r.Open, r.LAN
 	if w.subnet != r.Subnet || w.inner != r.Range || r.Next.IsValid() && !p.contains(r.Next) || p.key() != key {
 		return nil, fmt.Errorf("range %s of %s from %s is %w", r.Range, r.Subnet, r.Next, invalid)
 	}
@@ -137,12 +142,12 @@ func (p *pool) load(key string, value []byte) error {
 	if err != nil {
 		return err
 	}
-	if err := checkAddress(p.subnet, a); err != nil || p.addressKey(a) != key {
-		return cmp.Or(err, error(invalid))
-	}
 	var r addressRecord
 	if err := json.Unmarshal(value, &r); err != nil {
 		return err
+	}
+	if err := checkAddress(p.subnet, a); err != nil && r.Lease == nil || p.addressKey(a) != key {
+		return cmp.Or(err, error(invalid))
 	}
 	switch {
 	case r.Kind == "" && r.Freed == 0, r.Kind != "" && r.Freed != 0, r.Freed != 0 && !p.contains(a):

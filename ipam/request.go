@@ -76,16 +76,21 @@ type wanted struct {
 	subnet, inner netip.Prefix // invalid: to be chosen
 	v6            bool         // which family to choose
 	size          int          // prefix length to choose, 0: as configured
+	open          bool         // its addresses can be leased
 }
 
 func parsePoolRequest(r PoolRequest) (wanted, error) {
-	w := wanted{space: Space(r.Space), v6: r.V6}
+	w := wanted{space: Space(r.Space), v6: r.V6, open: r.Pool == "" || r.Options[optionDHCP] == "true"}
 	if w.space != Local && w.space != Global {
 		return wanted{}, fmt.Errorf("address space %q is %w: it must be %s or %s", r.Space, invalid, Local, Global)
 	}
 	for _, key := range slices.Sorted(maps.Keys(r.Options)) {
-		if key != optionType && !strings.HasPrefix(key, engineOptions) {
-			return wanted{}, fmt.Errorf("ipam option %q is %w: dockway's address manager has no options; use --subnet, --ip-range, --gateway and --aux-address", key, invalid)
+		switch {
+		case key == optionType, strings.HasPrefix(key, engineOptions):
+		case key != optionDHCP:
+			return wanted{}, fmt.Errorf("ipam option %q is %w: the only one is dhcp=true; for all else use --subnet, --ip-range, --gateway and --aux-address", key, invalid)
+		case r.Options[key] != "true" && r.Options[key] != "false":
+			return wanted{}, fmt.Errorf("ipam option dhcp=%q is %w: use true or false", r.Options[key], invalid)
 		}
 	}
 	if r.Pool == "" {

@@ -79,18 +79,28 @@ func (s *Server) handle(name, method string, answer func(context.Context, []byte
 			return
 		}
 		// A call that does not heed its context is answered for. It goes on, and its connection with it.
-		late := time.AfterFunc(s.Limit+grace, func() {
-			respond(result{err: fmt.Errorf("no answer within %s: dockway or the host's kernel is overloaded; try again", s.Limit), late: true})
+		limit := s.limit(name)
+		late := time.AfterFunc(limit+grace, func() {
+			respond(result{err: fmt.Errorf("no answer within %s: dockway or the host's kernel is overloaded; try again", limit), late: true})
 		})
 		defer late.Stop()
-		respond(s.answer(r.Context(), name, body, answer))
+		respond(s.answer(r.Context(), limit, name, body, answer))
 	})
+}
+
+// limit is how long a call may take. A DHCP server that does not answer is given up after 15 s.
+func (s *Server) limit(name string) time.Duration {
+	switch name {
+	case "IpamDriver.RequestAddress", "NetworkDriver.CreateEndpoint":
+		return 2 * s.Limit
+	}
+	return s.Limit
 }
 
 // answer runs the call within the time limit. A client that goes away does not stop a call
 // half-way: the engine forgets or repeats, and both are cheaper to mend.
-func (s *Server) answer(ctx context.Context, name string, body []byte, answer func(context.Context, []byte) result) (res result) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), s.Limit)
+func (s *Server) answer(ctx context.Context, limit time.Duration, name string, body []byte, answer func(context.Context, []byte) result) (res result) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	defer cancel()
 	defer func() {
 		if p := recover(); p != nil {

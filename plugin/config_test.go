@@ -101,7 +101,7 @@ func TestServiceUnit(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, line := range []string{
-		"Before=docker.service", "CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_BIND_SERVICE", "NoNewPrivileges=yes",
+		"Before=docker.service", "CapabilityBoundingSet=CAP_NET_ADMIN CAP_BPF CAP_NET_BIND_SERVICE CAP_NET_RAW", "NoNewPrivileges=yes",
 		"ProtectSystem=strict", "ReadWritePaths=/proc/sys/net", "StateDirectory=dockway", "RuntimeDirectory=docker/plugins",
 	} {
 		if !strings.Contains(string(text), "\n"+line+"\n") {

@@ -99,10 +99,22 @@ type (
 	}
 	joinReply struct {
 		InterfaceName         interfaceName
-		Gateway               string `json:",omitempty"`
-		GatewayIPv6           string `json:",omitempty"`
+		Gateway               string        `json:",omitempty"`
+		GatewayIPv6           string        `json:",omitempty"`
+		StaticRoutes          []staticRoute `json:",omitempty"`
 		DisableGatewayService bool
 	}
+	staticRoute struct {
+		Destination string
+		RouteType   int
+		NextHop     string `json:",omitempty"`
+	}
+)
+
+// Types of a static route (libnetwork's types.NEXTHOP and types.CONNECTED).
+const (
+	routeNextHop   = 0
+	routeConnected = 1
 )
 
 // Requests as the network service takes them.
@@ -189,6 +201,13 @@ func (s *Server) join(ctx context.Context, r ref) (any, error) {
 	}
 	if reply.Gateway6.IsValid() {
 		out.GatewayIPv6 = reply.Gateway6.String()
+	}
+	for _, r := range reply.Routes {
+		wire := staticRoute{Destination: r.Prefix.String(), RouteType: routeConnected}
+		if r.Via.IsValid() {
+			wire.RouteType, wire.NextHop = routeNextHop, r.Via.String()
+		}
+		out.StaticRoutes = append(out.StaticRoutes, wire)
 	}
 	return out, nil
 }

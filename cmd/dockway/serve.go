@@ -22,6 +22,7 @@ import (
 	"github.com/dockway/dockway/driver/plan/nft"
 	"github.com/dockway/dockway/driver/store"
 	"github.com/dockway/dockway/ipam"
+	"github.com/dockway/dockway/ipam/dhcp"
 	"github.com/dockway/dockway/plugin"
 )
 
@@ -77,18 +78,26 @@ func serve(ctx context.Context, c config, stdout, stderr io.Writer) (err error) 
 		return fmt.Errorf("reach the kernel: %w", err)
 	}
 	defer closing("the kernel", host)
-	networks, err := driver.New(host, record, log)
-	if err != nil {
-		return err
-	}
 	seed, err := hostSeed(record)
 	if err != nil {
 		return err
 	}
-	addresses, err := ipam.New(record, func() ([]netip.Prefix, error) { return routes(host) }, ipam.Config{Pools: pools, Seed: seed})
+	leases := &leases{log: log}
+	client, err := dhcp.New(dhcp.Config{Log: log, Changed: leases.changed})
+	if err != nil {
+		return fmt.Errorf("speak DHCP: %w", err)
+	}
+	defer closing("the DHCP client", client)
+	addresses, err := ipam.New(record, func() ([]netip.Prefix, error) { return routes(host) }, ipam.Config{Pools: pools, Seed: seed, Leaser: client, MAC: leases.mac})
 	if err != nil {
 		return err
 	}
+	leases.addresses.Store(addresses)
+	networks, err := driver.New(host, record, leases, log)
+	if err != nil {
+		return err
+	}
+	leases.networks.Store(networks)
 	listener, err := plugin.Listen(c.socket, log)
 	if err != nil {
 		return err

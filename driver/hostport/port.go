@@ -56,7 +56,7 @@ func (p *Ports) take(hp plan.HostPort) error {
 		return err
 	}
 	o := &port{owner: p, hp: hp, fd: fd}
-	if hp.Proto != sctp {
+	if hp.Proto != sctp && fd >= 0 {
 		if err := p.loop.watch(fd, o); err != nil {
 			unix.Close(fd)
 			return err

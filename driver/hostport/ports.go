@@ -8,7 +8,8 @@
 //
 // It is not for deciding which ports are published, nor for reaching a container from outside. SCTP
 // ports are held, where the kernel has SCTP, but not relayed: the host's own clients reach them at
-// every address but loopback. Without SCTP in the kernel they are held against one another only.
+// every address but loopback. Without SCTP in the kernel they are held against one another only; so
+// is a port of every IPv6 address of a host that has no IPv6.
 package hostport
 
 import (

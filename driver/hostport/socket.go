@@ -27,6 +27,9 @@ const backlog = 4096
 // SCTP: bound but not listening, which holds the port and has the kernel refuse associations to
 // loopback, rather than take them and leave them unserved. -1 is returned when the kernel has no
 // SCTP.
+//
+// -1 is returned, too, for every IPv6 address of a host that has no IPv6 (ipv6.disable=1): nobody can
+// come by it, and nobody else can have it.
 func open(hp plan.HostPort) (int, error) {
 	typ, proto := unix.SOCK_STREAM, 0
 	switch hp.Proto {
@@ -41,6 +44,9 @@ func open(hp plan.HostPort) (int, error) {
 	}
 	fd, err := unix.Socket(family, typ|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, proto)
 	if hp.Proto == sctp && (errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ESOCKTNOSUPPORT)) {
+		return -1, nil
+	}
+	if hp.Host.Addr() == netip.IPv6Unspecified() && errors.Is(err, unix.EAFNOSUPPORT) {
 		return -1, nil
 	}
 	if err != nil {

@@ -4,7 +4,7 @@
 //
 // What bears no mark of dockway's is never touched: links are ours by name and alias, nftables
 // tables by name. Everything else that this package changes is named in the plan: a sysctl, one
-// rule in Docker's DOCKER-USER chain.
+// rule in Docker's DOCKER-USER chain, the uplink of a switch, whose addresses and routes move.
 package kernel
 
 import (

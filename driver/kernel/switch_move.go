@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -27,7 +28,7 @@ func (k *Kernel) move(ctx context.Context, from, to *link, turn ...message) erro
 		if err != nil {
 			return err
 		}
-		routes, err := k.routesLeft(ctx, from)
+		routes, err := k.routesLeft(ctx, from, hostRoute.only)
 		if err != nil {
 			return err
 		}
@@ -60,21 +61,7 @@ func (k *Kernel) moveAll(ctx context.Context, from, to *link, turn []message) er
 	if err := k.change(ctx, isDone, copyNeighbours(neighbours, to)...); err != nil {
 		return err
 	}
-	hops, err := k.moveNextHops(ctx, from, to)
-	if err != nil {
-		return err
-	}
-	direct, routed, err := k.copyRoutes(ctx, from, to)
-	if err != nil {
-		return err
-	}
-	// The kernel throws next hops away when their link loses its carrier, as a switch does with its
-	// uplink: they are there only while it has one.
-	changes := slices.Concat(turn, direct, hops, routed)
-	if isSwitch(from.name) {
-		changes = slices.Concat(direct, hops, turn, routed)
-	}
-	if err := k.change(ctx, isDone, changes...); err != nil {
+	if err := k.turnOver(ctx, from, to, turn); err != nil {
 		return err
 	}
 	if err := k.moveGenMode(ctx, from, to); err != nil {
@@ -87,6 +74,58 @@ func (k *Kernel) moveAll(ctx context.Context, from, to *link, turn []message) er
 		return err
 	}
 	return k.dropRoutes(ctx, from)
+}
+
+// turnOver makes the turn, and next hops and routes go out by the other link.
+func (k *Kernel) turnOver(ctx context.Context, from, to *link, turn []message) error {
+	advertised, err := k.advertisedRoutes(ctx, from)
+	if err != nil {
+		return err
+	}
+	own := turnAdvertised(advertised, from, to)
+	for _, unchecked := range []bool{false, true} {
+		hops, err := k.moveNextHops(ctx, from, to, unchecked)
+		if err != nil {
+			return err
+		}
+		direct, routed, err := k.copyRoutes(ctx, from, to, unchecked)
+		if err != nil {
+			return err
+		}
+		if len(advertised) > 0 { // others of their slot wait for the next time
+			routed = slices.DeleteFunc(routed, func(m message) bool { return isAdvertised(m, advertised) })
+		}
+		// The kernel throws next hops away when their link loses its carrier, as a switch does with its
+		// uplink: they are there only while it has one.
+		changes := slices.Concat(turn, direct, hops, own, routed)
+		if isSwitch(from.name) {
+			changes = slices.Concat(direct, hops, turn, own, routed)
+		}
+		// The kernel checks only when a route is made that the router is on the link. One whose router
+		// no longer is goes on as it is, unchecked. If that is refused too, the host loses it with the
+		// switch: it led nowhere, and must not keep the switch from being deleted.
+		missed := false
+		err = k.change(ctx, func(err error) bool {
+			unreachable := errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EINVAL)
+			switch {
+			case isDone(err):
+			case unreachable && !unchecked:
+				missed = true
+			case unreachable && isSwitch(from.name):
+				k.log.WithError(err).Warnf("a route whose router was not on %s is lost", from.name)
+			default:
+				return false
+			}
+			return true
+		}, changes...)
+		if err != nil {
+			return err
+		}
+		if !missed {
+			break
+		}
+	}
+	return k.ownAdvertised(ctx, advertised, to)
 }
 
 // localTime is how long the kernel may take to use an IPv6 address that is added without a proof,
@@ -175,7 +214,7 @@ func (k *Kernel) leftBehind(ctx context.Context, uplink, bridge *link) (bool, er
 	if local && uplink.genMode != addrGenModeNone {
 		return true, nil // the move ended before it took link-local addresses away
 	}
-	return k.routesLeft(ctx, uplink)
+	return k.routesLeft(ctx, uplink, hostRoute.through)
 }
 
 // families are those that the kernel has.

@@ -57,7 +57,10 @@ func copyNeighbours(list []neighbour, to *link) []message {
 	for _, n := range list {
 		body := slices.Clone(n[:sizeofNDMsg])
 		binary.NativeEndian.PutUint32(body[4:], uint32(to.index))
-		if !n.set() {
+		switch {
+		case n.proxy(): // the state of those is not listed; any other goes when carrier does
+			binary.NativeEndian.PutUint16(body[8:], unix.NUD_PERMANENT)
+		case !n.set():
 			binary.NativeEndian.PutUint16(body[8:], unix.NUD_STALE) // to be used, and soon to be checked
 		}
 		var list attrs

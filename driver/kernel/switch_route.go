@@ -13,8 +13,9 @@ import (
 )
 
 const (
-	rtaNextHopID = 30 // RTA_NH_ID
-	sizeofNHMsg  = 8  // struct nhmsg
+	rtaNextHopID = 30  // RTA_NH_ID
+	sizeofNHMsg  = 8   // struct nhmsg
+	ticks        = 100 // of a second (USER_HZ)
 
 	// Where struct rtmsg has them.
 	rtmProtocol = 5
@@ -87,6 +88,19 @@ func (r hostRoute) through(index int32) bool {
 	return false
 }
 
+// only reports whether the route goes out by no other link.
+func (r hostRoute) only(index int32) bool {
+	if !r.through(index) {
+		return false
+	}
+	for hop := r.attribute(unix.RTA_MULTIPATH); len(hop) >= unix.SizeofRtNexthop; hop = nextHop(hop) {
+		if binary.NativeEndian.Uint32(hop[4:]) != uint32(index) {
+			return false
+		}
+	}
+	return true
+}
+
 // nextHop is what follows the first struct rtnexthop.
 func nextHop(hops []byte) []byte {
 	n := aligned(int(binary.NativeEndian.Uint16(hops)))
@@ -110,6 +124,21 @@ func (r hostRoute) routed() bool {
 // are tried in their order.
 func (r hostRoute) slot() string {
 	return fmt.Sprint(r[1:4], r.table(), r.attribute(unix.RTA_DST), r.attribute(unix.RTA_SRC), r.attribute(unix.RTA_PRIORITY))
+}
+
+// onLink is the request that makes the kernel believe that all routers are on the link.
+func (r hostRoute) onLink() hostRoute {
+	out := slices.Clone(r)
+	for hop := out.attribute(unix.RTA_MULTIPATH); len(hop) >= unix.SizeofRtNexthop; hop = nextHop(hop) {
+		end := len(hop) - len(nextHop(hop))
+		if hostRoute.routed(append(make(hostRoute, unix.SizeofRtMsg), hop[unix.SizeofRtNexthop:end]...)) {
+			hop[2] |= unix.RTNH_F_ONLINK
+		}
+	}
+	if r.routed() && r.attribute(unix.RTA_MULTIPATH) == nil {
+		binary.NativeEndian.PutUint32(out[8:], r.flags()|unix.RTNH_F_ONLINK)
+	}
+	return out
 }
 
 // on is the request that makes the route out of another link, without what changes by itself.
@@ -142,7 +171,6 @@ func (r hostRoute) on(from, to int32) hostRoute {
 // expiring is the route with the time that the listed one has left: it is told in one attribute and
 // asked for in another.
 func (r hostRoute) expiring(listed hostRoute) hostRoute {
-	const ticks = 100 // a second (USER_HZ)
 	info := listed.attribute(unix.RTA_CACHEINFO)
 	if len(info) < 12 {
 		return r
@@ -164,7 +192,7 @@ func (r hostRoute) String() string {
 
 // copyRoutes makes every route through a link go through another: in its place where the kernel can,
 // else beside it. Those by a router come last: routers are found by routes on the link.
-func (k *Kernel) copyRoutes(ctx context.Context, from, to *link) (direct, routed []message, err error) {
+func (k *Kernel) copyRoutes(ctx context.Context, from, to *link, unchecked bool) (direct, routed []message, err error) {
 	for _, family := range k.families() {
 		all, err := k.listRoutes(ctx, family, 0)
 		if err != nil {
@@ -178,9 +206,9 @@ func (k *Kernel) copyRoutes(ctx context.Context, from, to *link) (direct, routed
 			switch {
 			case !r.through(from.index):
 			case r.routed():
-				routed = append(routed, r.copy(slots[r.slot()], from, to)...)
+				routed = append(routed, r.copy(slots[r.slot()], from, to, unchecked)...)
 			default:
-				direct = append(direct, r.copy(slots[r.slot()], from, to)...)
+				direct = append(direct, r.copy(slots[r.slot()], from, to, unchecked)...)
 			}
 		}
 	}
@@ -188,9 +216,12 @@ func (k *Kernel) copyRoutes(ctx context.Context, from, to *link) (direct, routed
 }
 
 // copy makes a route through a link go through another, given all of its slot.
-func (r hostRoute) copy(slot []hostRoute, from, to *link) []message {
+func (r hostRoute) copy(slot []hostRoute, from, to *link, unchecked bool) []message {
 	copied := r.on(from.index, to.index)
 	there := slices.IndexFunc(slot, func(s hostRoute) bool { return bytes.Equal(s.on(0, 0), copied) })
+	if there < 0 && unchecked {
+		copied = copied.onLink()
+	}
 	inPlace := &slot[0][0] == &r[0] && r.replaces(slot)
 	var changes []message
 	request := func(kind, mode uint16, r hostRoute) {
@@ -215,7 +246,7 @@ func (r hostRoute) replaces(slot []hostRoute) bool {
 	return r[0] == unix.AF_INET || len(slot) == 1 || !slices.ContainsFunc(slot, hostRoute.routed)
 }
 
-// dropRoutes removes the routes through a link, but for those that go with something else.
+// dropRoutes removes the routes through a link alone, but for those that go with something else.
 func (k *Kernel) dropRoutes(ctx context.Context, from *link) error {
 	var changes []message
 	for _, family := range k.families() {
@@ -223,7 +254,10 @@ func (k *Kernel) dropRoutes(ctx context.Context, from *link) error {
 		if err != nil {
 			return err
 		}
-		for _, r := range slices.DeleteFunc(left, hostRoute.comesAndGoes) {
+		for _, r := range left {
+			if r.comesAndGoes() || !r.only(from.index) {
+				continue
+			}
 			changes = append(changes, message{kind: unix.RTM_DELROUTE, flags: unix.NLM_F_ACK, body: r.on(0, 0), about: fmt.Sprintf("remove route %s out of %s", r, from.name)})
 		}
 	}
@@ -238,16 +272,19 @@ func isAbsent(err error) bool {
 	return errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) || isGone(err)
 }
 
-// routesLeft reports whether routes or next hops go out by a link, beside the one for link-local
-// addresses.
-func (k *Kernel) routesLeft(ctx context.Context, l *link) (bool, error) {
+// routesLeft reports whether routes that count or next hops go out by a link, beside the one for
+// link-local addresses.
+func (k *Kernel) routesLeft(ctx context.Context, l *link, counts func(hostRoute, int32) bool) (bool, error) {
 	local := netip.MustParsePrefix("fe80::/64")
 	for _, family := range k.families() {
 		left, err := k.listRoutes(ctx, family, l.index)
 		if err != nil {
 			return false, err
 		}
-		for _, r := range slices.DeleteFunc(left, hostRoute.comesAndGoes) {
+		for _, r := range left {
+			if r.comesAndGoes() || !counts(r, l.index) {
+				continue
+			}
 			address, _ := netip.AddrFromSlice(r.attribute(unix.RTA_DST))
 			if netip.PrefixFrom(address, int(r[1])) != local || r.routed() {
 				return true, nil
@@ -273,13 +310,17 @@ func (k *Kernel) nextHops(ctx context.Context, index int32) ([][]byte, error) {
 }
 
 // moveNextHops makes the next hop objects of a link go out by another.
-func (k *Kernel) moveNextHops(ctx context.Context, from, to *link) ([]message, error) {
+func (k *Kernel) moveNextHops(ctx context.Context, from, to *link, unchecked bool) ([]message, error) {
 	hops, err := k.nextHops(ctx, from.index)
 	var changes []message
 	for _, hop := range hops {
 		body := slices.Clone(hop[:sizeofNHMsg])
 		body[1] = 0 // the scope is not for users to say
-		binary.NativeEndian.PutUint32(body[4:], binary.NativeEndian.Uint32(hop[4:])&unix.RTNH_F_ONLINK)
+		flags := binary.NativeEndian.Uint32(hop[4:]) & unix.RTNH_F_ONLINK
+		if _, ok := attribute(hop[sizeofNHMsg:], unix.NHA_GATEWAY); ok && unchecked {
+			flags |= unix.RTNH_F_ONLINK
+		}
+		binary.NativeEndian.PutUint32(body[4:], flags)
 		var list attrs
 		for kind, value := range rawAttributes(hop[sizeofNHMsg:]) {
 			if kind == unix.NHA_OIF {

@@ -3,13 +3,16 @@ package kernel_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"runtime"
 	"slices"
@@ -92,7 +95,7 @@ func (l *lan) plug(t testing.TB) {
 	commands(t, "ip link add eth1 address 02:aa:00:00:00:01 type veth peer lan0 netns "+l.namespace)
 	l.commands(t, `
 		ip link set lo up
-		ip link set lan0 up
+		ip link set lan0 addrgenmode none up
 		ip addr add 198.18.0.1/24 dev lan0
 		ip addr add fd00::1/64 dev lan0 nodad
 		ip addr add fe80::1/64 dev lan0 nodad`)
@@ -104,7 +107,7 @@ const hostSetup = `
 	ip link add eth2 type veth peer eth3
 	ip link set eth2 up
 	ip link set eth3 up
-	sysctl -qw net/ipv4/conf/eth1/accept_source_route=1 net/ipv4/conf/eth1/log_martians=1 net/ipv4/conf/eth1/promote_secondaries=0
+	sysctl -qw net/ipv4/conf/eth1/rp_filter=1 net/ipv4/conf/eth1/accept_source_route=1 net/ipv4/conf/eth1/log_martians=1 net/ipv4/conf/eth1/promote_secondaries=0
 	sysctl -qw net/ipv6/conf/eth1/accept_ra=2 net/ipv6/conf/eth1/hop_limit=63 net/ipv4/neigh/eth1/gc_stale_time=61
 	ip link set eth1 up
 	ip addr add 198.18.0.2/24 brd + dev eth1
@@ -275,6 +278,14 @@ func TestSwitch(t *testing.T) {
 			t.Errorf("%s: %v", op, err)
 		}
 	}
+	for _, lasting := range []string{
+		`198.18.1.2/24 .* valid_lft 3[56]..sec preferred_lft 1[78]..sec`, `fd00::3/64 .* valid_lft 3[56]..sec preferred_lft 1[78]..sec`,
+		`default via fe80::1 .* expires 1[78]..sec`,
+	} {
+		if got := run(t, "ip", "-o", "addr", "show", "dev", "dwx1") + run(t, "ip", "-6", "route", "show", "dev", "dwx1"); !regexp.MustCompile(lasting).MatchString(got) {
+			t.Errorf("%s does not last as long as it should: %s", lasting, got)
+		}
+	}
 	l.answers(t, "198.18.0.2")
 
 	do(t, k, remove(s)...)
@@ -337,51 +348,108 @@ func TestSwitchDies(t *testing.T) {
 	steps := 0
 	for i := range 8 {
 		resume, verb, writes := []plan.Verb{plan.Add, plan.Delete}[i%2], []plan.Verb{plan.Add, plan.Delete}[i/2%2], i < 4
-		{
-			for n, done := 0, false; !done; n++ {
-				// Begin with the whole.
-				start := process()
-				if verb == plan.Delete {
-					do(t, start, add(s)...)
-				} else {
-					do(t, start, remove(s)...)
-				}
-				flush(t, start)
-				k := process()
-				died := k.DieAfter(n, writes)
-				err := k.Do(context.Background(), []plan.Op{{Verb: verb, Object: s}})
-				if done = !died(); done != (err == nil) {
-					t.Fatalf("%s, %d changes: %v", verb, n, err)
-				}
-				steps++
-				if writes {
-					reachable()
-				}
-				next := process()
-				observed := observe(t, next, s)
-				if o := observed[s.Key()]; verb == plan.Add && !done && o != nil && s.Same(o) {
-					t.Errorf("%s died after %d changes and is taken for whole", verb, n)
-				}
-				if resume == plan.Add {
-					do(t, next, add(s)...)
-					holds(t, next, s)
-					same(t, fmt.Sprintf("%s died after %d changes, then add", verb, n), moving, movable(t, "dwx1"))
-				} else {
-					do(t, next, plan.Diff(observed, plan.State{})...)
-					flush(t, next)
-					same(t, fmt.Sprintf("%s died after %d changes, then delete", verb, n), before, hostState(t))
-				}
-				if writes {
-					reachable()
-				}
-				if t.Failed() {
-					t.FailNow()
-				}
+		for n, done := 0, false; !done; n++ {
+			// Begin with the whole.
+			start := process()
+			if verb == plan.Delete {
+				do(t, start, add(s)...)
+			} else {
+				do(t, start, remove(s)...)
+			}
+			flush(t, start)
+			k := process()
+			died := k.DieAfter(n, writes)
+			err := k.Do(context.Background(), []plan.Op{{Verb: verb, Object: s}})
+			if done = !died(); done != (err == nil) {
+				t.Fatalf("%s, %d changes: %v", verb, n, err)
+			}
+			steps++
+			if writes {
+				reachable()
+			}
+			next := process()
+			observed := observe(t, next, s)
+			if o := observed[s.Key()]; verb == plan.Add && !done && o != nil && s.Same(o) {
+				t.Errorf("%s died after %d changes and is taken for whole", verb, n)
+			}
+			if resume == plan.Add {
+				do(t, next, add(s)...)
+				holds(t, next, s)
+				same(t, fmt.Sprintf("%s died after %d changes, then add", verb, n), moving, movable(t, "dwx1"))
+			} else {
+				do(t, next, plan.Diff(observed, plan.State{})...)
+				flush(t, next)
+				same(t, fmt.Sprintf("%s died after %d changes, then delete", verb, n), before, hostState(t))
+			}
+			if writes {
+				reachable()
+			}
+			if t.Failed() {
+				t.FailNow()
 			}
 		}
 	}
 	if steps < 100 {
 		t.Errorf("only %d changes", steps)
+	}
+}
+
+// TestMain is a process that makes and deletes a switch until it is killed, if the environment says so.
+func TestMain(m *testing.M) {
+	if os.Getenv(restless) == "" {
+		os.Exit(m.Run())
+	}
+	k, err := kernel.New(kernel.Config{})
+	for err == nil {
+		err = k.Do(context.Background(), append(add(external("eth1")), remove(external("eth1"))...))
+	}
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}
+
+const restless = "DOCKWAY_TEST_RESTLESS"
+
+// TestSwitchKilled kills a process at any time.
+func TestSwitchKilled(t *testing.T) {
+	l := newHost(t)
+	s := external("eth1")
+	before, moving := hostState(t), movable(t, "eth1")
+	for round := range 30 {
+		child := exec.Command("/proc/self/exe")
+		child.Env = append(os.Environ(), restless+"=1")
+		var output bytes.Buffer
+		child.Stderr = &output
+		if err := child.Start(); err != nil { // in the test's namespace, as its thread is
+			t.Fatal(err)
+		}
+		looks := 0
+		eventually(t, "the other process is at work", func() bool {
+			if exists(t, "dwx1") {
+				looks++
+			}
+			return looks > round
+		})
+		if err := child.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if err := child.Wait(); !strings.Contains(fmt.Sprint(err), "killed") {
+			t.Fatalf("the other process ended by itself: %v %s", err, output.String())
+		}
+		l.answers(t, "198.18.0.2")
+		l.answers(t, "fd00::2")
+		k := open(t, kernel.Config{})
+		if round%2 == 0 {
+			do(t, k, add(s)...)
+			holds(t, k, s)
+			same(t, "killed, then add", moving, movable(t, "dwx1"))
+		}
+		do(t, k, plan.Diff(observe(t, k, s), plan.State{})...)
+		flush(t, k)
+		eventually(t, "what was unfinished is gone", func() bool { return !exists(t, "dwx1") })
+		same(t, "killed, then delete", before, hostState(t))
+		if t.Failed() {
+			t.FailNow()
+		}
 	}
 }
 
@@ -464,6 +532,144 @@ func send(conn net.Conn, stop <-chan struct{}) error {
 			}
 		}
 	}
+}
+
+// advertise sends a router advertisement (RFC 4861) for fd00:a::/64, to be used for seconds.
+func (l *lan) advertise(t testing.TB, seconds int) {
+	t.Helper()
+	life := func(n int) []byte { return binary.BigEndian.AppendUint32(nil, uint32(n)) }
+	packet := slices.Concat([]byte{134, 0, 0, 0, 64, 0}, life(seconds)[2:], life(0), life(0),
+		[]byte{3, 4, 64, 0xc0}, life(seconds), life(seconds), life(0), netip.MustParseAddr("fd00:a::").AsSlice())
+	l.in(func() {
+		card, err := net.InterfaceByName("lan0")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMPV6)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer unix.Close(fd)
+		if err := errors.Join(
+			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MULTICAST_HOPS, 255),
+			unix.Sendto(fd, packet, 0, &unix.SockaddrInet6{Addr: netip.MustParseAddr("ff02::1").As16(), ZoneId: uint32(card.Index)}),
+		); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestAdvertisedAddresses: what a router advertises is renewed by it, before and after.
+func TestAdvertisedAddresses(t *testing.T) {
+	inNamespace(t)
+	l := newLAN(t)
+	l.plug(t)
+	commands(t, `
+		sysctl -qw net/ipv6/conf/eth1/accept_ra=2
+		ip link set eth1 up`)
+	proved(t)
+	k := open(t, kernel.Config{})
+	seconds := 1000
+	renewed := func(link string) {
+		t.Helper()
+		seconds += 100
+		want := fmt.Sprintf(`fd00:a::\S* .*valid_lft (%d|%d)sec`, seconds, seconds-1)
+		eventually(t, link+" is told its address by the router", func() bool {
+			l.advertise(t, seconds)
+			return regexp.MustCompile(want).MatchString(run(t, "ip", "-o", "addr", "show", "dev", link))
+		})
+		want = fmt.Sprintf(`(?m)^default via fe80::1 dev %s .*expires (%d|%d)sec`, link, seconds, seconds-1)
+		if got := run(t, "ip", "-6", "route"); !regexp.MustCompile(want).MatchString(got) || strings.Count(got, "fe80::1") != 1 {
+			t.Errorf("routes on %s: %s", link, got)
+		}
+	}
+	renewed("eth1")
+	for range 2 {
+		do(t, k, add(external("eth1"))...)
+		holds(t, k, external("eth1"))
+		renewed("dwx1")
+		do(t, k, remove(external("eth1"))...)
+		flush(t, k)
+		renewed("eth1")
+	}
+}
+
+// TestLostRouter: the kernel keeps routes whose router is no longer on the link, but makes no new one.
+func TestLostRouter(t *testing.T) {
+	inNamespace(t)
+	newLAN(t).plug(t)
+	commands(t, `
+		ip link set eth1 up
+		ip addr add 198.18.0.2/24 dev eth1
+		ip addr add 198.18.9.2/24 dev eth1
+		ip addr add fd00:9::2/64 dev eth1 nodad
+		ip route add 198.19.0.0/24 via 198.18.9.1 dev eth1
+		ip route add 198.19.1.0/24 via 198.18.0.1 dev eth1
+		ip -6 route add fd01::/64 via fd00:9::1 dev eth1
+		ip nexthop add id 7 via 198.18.9.1 dev eth1
+		ip route add 198.19.7.0/24 nhid 7
+		ip addr del 198.18.9.2/24 dev eth1
+		ip addr del fd00:9::2/64 dev eth1`)
+	k := open(t, kernel.Config{})
+	s := external("eth1")
+	routes := func() string { return run(t, "ip", "route") + run(t, "ip", "-6", "route") }
+	for _, link := range []string{"dwx1", "eth1"} {
+		if link == "dwx1" {
+			do(t, k, add(s)...)
+			holds(t, k, s)
+		} else {
+			do(t, k, remove(s)...)
+		}
+		for _, want := range []string{
+			"198.19.0.0/24 via 198.18.9.1 dev " + link + " onlink", "198.19.1.0/24 via 198.18.0.1 dev " + link + " \n",
+			"fd01::/64 via fd00:9::1 dev " + link, "198.19.7.0/24 nhid 7 via 198.18.9.1 dev " + link,
+		} {
+			if !strings.Contains(routes(), want) {
+				t.Errorf("no %q: %s", want, routes())
+			}
+		}
+	}
+}
+
+// TestWatchIgnoresOwnMoves: of what a move does nothing ticks, if it takes no default route along.
+func TestWatchIgnoresOwnMoves(t *testing.T) {
+	newHost(t)
+	commands(t, `
+		ip route del default
+		ip -6 route del default`)
+	k := open(t, kernel.Config{})
+	observeAll(t, k)
+	ticks, err := k.Watch(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, v := external("eth1"), veth(1, "dwx1")
+	do(t, k, add(s, v)...)
+	silent(t, ticks, "a switch of our own")
+	do(t, k, add(s)...)
+	silent(t, ticks, "the same again")
+	commands(t, "ip addr add 198.18.0.77/24 dev dwx1")
+	silent(t, ticks, "an address of the host's on the switch")
+	commands(t, "ip link set dwx1 down")
+	hears(t, ticks, "a switch that is down")
+	do(t, k, plan.Diff(observe(t, k, s), plan.Of(s))...)
+	holds(t, k, s)
+	calm(ticks)
+	commands(t, "ip link set eth1 address 02:aa:00:00:00:77")
+	hears(t, ticks, "another MAC")
+	if got := observe(t, k, s)[s.Key()].(plan.Switch); got.Moved || got.Uplink != "eth1" {
+		t.Errorf("with another MAC: %s", got)
+	}
+	do(t, k, plan.Diff(observe(t, k, s), plan.Of(s))...)
+	holds(t, k, s)
+	calm(ticks)
+	do(t, k, remove(v, s)...)
+	flush(t, k)
+	silent(t, ticks, "the end of it")
+	commands(t, "ip link set eth1 down")
+	silent(t, ticks, "an uplink that nobody waits for any more")
 }
 
 func TestVanishingUplink(t *testing.T) {
@@ -589,7 +795,7 @@ func TestUplinks(t *testing.T) {
 	}
 	same(t, "refused and changed", before, state())
 	u, err := k.Uplink(context.Background(), "eth4")
-	if want := (plan.Uplink{Name: "eth4", MAC: plan.MAC{2, 0xaa, 0, 0, 0, 4}, MTU: 1400}); err != nil || u != want {
+	if want := (plan.Uplink{Name: "eth4", MAC: plan.MAC{2, 0xaa, 0, 0, 0, 4}, MTU: 1400}); err != nil || !reflect.DeepEqual(u, want) {
 		t.Errorf("uplink %+v, %v", u, err)
 	}
 	if u, err := k.Uplink(context.Background(), "br0"); err != nil || !u.Bridge || u.Switch {

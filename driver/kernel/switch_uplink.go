@@ -21,7 +21,16 @@ func (k *Kernel) Uplink(ctx context.Context, name string) (plan.Uplink, error) {
 	if err := l.checkUplink(name); err != nil {
 		return plan.Uplink{}, err
 	}
+	addresses, err := k.hostAddresses(ctx, l)
+	if err != nil {
+		return plan.Uplink{}, err
+	}
 	u := plan.Uplink{Name: name, MAC: l.mac, MTU: l.mtu, Bridge: l.kind == kindBridge}
+	for _, a := range addresses {
+		if !a.linkLocal() {
+			u.Addresses = append(u.Addresses, a.prefix())
+		}
+	}
 	switch {
 	case l.master == 0:
 	case master != nil && master.ours() && isSwitch(master.name):

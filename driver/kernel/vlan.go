@@ -44,6 +44,8 @@ func (k *Kernel) putVLAN(ctx context.Context, v plan.VLAN) error {
 		return err
 	case uplink == nil:
 		return fmt.Errorf("uplink %s: %w", v.Uplink, unix.ENODEV)
+	case uplink.mac == plan.MAC{}:
+		return fmt.Errorf("uplink %s is no Ethernet link: it cannot carry VLANs", v.Uplink)
 	case strings.HasPrefix(v.Uplink, vlanPrefix):
 		return fmt.Errorf("uplink %s is itself a VLAN: name the uplink that it is of", v.Uplink)
 	}
@@ -270,13 +272,11 @@ func (k *Kernel) withdraw(ctx context.Context, name string, keep func(filter) bo
 	return nil
 }
 
-// deleteVLAN removes a VLAN, or what is left of one.
+// deleteVLAN removes a VLAN, or what is left of one: filters of ours go even if the link is somebody
+// else's by now.
 func (k *Kernel) deleteVLAN(ctx context.Context, v plan.VLAN) error {
 	k.vlans.Lock()
 	defer k.vlans.Unlock()
-	if _, err := k.mine(ctx, v.Name); err != nil {
-		return err
-	}
 	if err := k.withdraw(ctx, v.Name, func(filter) bool { return false }); err != nil {
 		return err
 	}
@@ -356,7 +356,7 @@ func (k *Kernel) observeVLAN(ctx context.Context, l *link, in map[int32][]filter
 	if err != nil || len(out) != 1 {
 		return v, err
 	}
-	t, ok := out[0].tagging()
+	t, ok := parseTagging(out[0].name)
 	if !ok || out[0] != outFilter(t) || t.link != l.name || t.linkIndex != l.index {
 		return v, nil
 	}

@@ -37,9 +37,11 @@ func TestVLANTags(t *testing.T) {
 		t.Errorf("tagged frames of a container on the wire: %+v", got)
 	}
 	// In.
-	l.wire.send(t, "in", tagged(5<<13|100))
-	if f := c.one(t, "in"); f.vlan != noTag || f.inner != 0 {
-		t.Errorf("in the container: %+v", f)
+	for _, priority := range []uint16{0, 5 << 13, 1 << 12, 15 << 12} {
+		l.wire.send(t, "in", tagged(priority|100))
+		if f := c.one(t, "in"); f.vlan != noTag || f.inner != 0 {
+			t.Errorf("in the container: %+v", f)
+		}
 	}
 	l.wire.send(t, "untagged")
 	l.wire.send(t, "priority only", tagged(0))
@@ -147,5 +149,34 @@ func TestVLANsApart(t *testing.T) {
 	c.send(t, "last")
 	if got := l.wire.receive(t, "last"); len(got) > 0 {
 		t.Errorf("of a removed VLAN on the wire: %+v", got)
+	}
+}
+
+// TestVLANMacvlan: a container on a macvlan on a VLAN is in it, and cannot choose another with a tag
+// that it writes itself and calls something else.
+func TestVLANMacvlan(t *testing.T) {
+	l := newVLANLab(t)
+	m := macvlan(1, "dwt1")
+	m.Name = "dwc1"
+	do(t, l.k, add(vlan(1, 100), m)...)
+	p := newPlace(t)
+	here(t, "ip link set dwc1 netns "+p.path)
+	p.run(t, "ip link set dwc1 addrgenmode none up")
+	c := p.tap(t, "dwc1")
+	c.send(t, "out")
+	if f := l.wire.one(t, "out"); f.vlan != 100 {
+		t.Errorf("on the wire: %+v", f)
+	}
+	for _, kind := range []uint16{unix.ETH_P_8021Q, unix.ETH_P_8021AD} {
+		c.lie(t, "tagged", [2]uint16{kind, 200})
+	}
+	c.send(t, "after tagged")
+	if got := l.wire.receive(t, "after tagged"); len(got) > 0 {
+		t.Errorf("tagged frames of a container on the wire: %+v", got)
+	}
+	l.wire.send(t, "101", tagged(101))
+	l.wire.send(t, "in", tagged(100))
+	if got := c.receive(t, "in"); len(got) > 0 {
+		t.Errorf("frames of others in the container: %+v", got)
 	}
 }

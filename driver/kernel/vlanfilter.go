@@ -80,12 +80,6 @@ type filter struct {
 	direct   bool // the program's answer is the verdict
 }
 
-// tagging is what a filter of ours says that it does.
-func (f filter) tagging() (tagging, bool) {
-	t, ok := parseTagging(f.name)
-	return t, ok && f.direct
-}
-
 // outFilter and inFilter are the two of a VLAN.
 func outFilter(t tagging) filter {
 	return filter{link: t.linkIndex, hook: hookOut, protocol: unix.ETH_P_ALL, handle: linkHandle, name: t.String(), direct: true}

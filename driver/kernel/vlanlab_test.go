@@ -117,6 +117,7 @@ const (
 type tap struct {
 	file *os.File
 	name string
+	link unix.SockaddrLinklayer
 }
 
 // newTap opens a link of the calling thread's namespace.
@@ -130,10 +131,11 @@ func newTap(name string) (*tap, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &tap{file: os.NewFile(uintptr(fd), "tap"), name: name}, errors.Join(
+	address := unix.SockaddrLinklayer{Protocol: all, Ifindex: l.Index}
+	return &tap{file: os.NewFile(uintptr(fd), "tap"), name: name, link: address}, errors.Join(
 		unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1),
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20),
-		unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: l.Index}))
+		unix.Bind(fd, &address))
 }
 
 // tap opens a link of the place.
@@ -151,6 +153,26 @@ func (p *place) tap(t testing.TB, name string) *tap {
 // send sends a frame to all: with tags of these Ethernet types and VLANs, in the frame's own bytes.
 func (p *tap) send(t testing.TB, text string, tags ...[2]uint16) {
 	t.Helper()
+	p.write(t, newFrame(text, tags...))
+}
+
+// lie is send, and tells the kernel that the frame is untagged IPv4. A macvlan says if it is refused.
+func (p *tap) lie(t testing.TB, text string, tags ...[2]uint16) {
+	t.Helper()
+	l := p.link
+	l.Protocol = binary.NativeEndian.Uint16([]byte{8, 0})
+	raw, err := p.file.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var failure error
+	err = raw.Control(func(fd uintptr) { failure = unix.Sendto(int(fd), newFrame(text, tags...), 0, &l) })
+	if err != nil || failure != nil && failure != unix.ENOBUFS {
+		t.Fatal(err, failure)
+	}
+}
+
+func newFrame(text string, tags ...[2]uint16) []byte {
 	b := []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 9, 0, 0, 0, 9}
 	for _, tag := range tags {
 		b = binary.BigEndian.AppendUint16(b, tag[0])
@@ -158,14 +180,12 @@ func (p *tap) send(t testing.TB, text string, tags ...[2]uint16) {
 	}
 	b = binary.BigEndian.AppendUint16(b, testType)
 	b = append(b, byte(len(text)>>8), byte(len(text)))
-	p.write(t, append(b, text...))
+	b = append(b, text...)
+	return append(b, make([]byte, max(0, 60-len(b)))...)
 }
 
 func (p *tap) write(t testing.TB, b []byte) {
 	t.Helper()
-	if len(b) < 60 {
-		b = append(b, make([]byte, 60-len(b))...)
-	}
 	if _, err := p.file.Write(b); err != nil {
 		t.Fatalf("send on %s: %v", p.name, err)
 	}
@@ -253,7 +273,7 @@ func (p *tap) read(t testing.TB, limit time.Duration) (f frame, kind uint16, ok 
 		}
 	}
 	rest := b[12:n]
-	if kind = binary.BigEndian.Uint16(rest); kind == unix.ETH_P_8021Q {
+	if kind = binary.BigEndian.Uint16(rest); kind == unix.ETH_P_8021Q || kind == unix.ETH_P_8021AD {
 		f.inner = int(binary.BigEndian.Uint16(rest[2:]))
 		rest = rest[4:]
 		kind = binary.BigEndian.Uint16(rest)

@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"runtime"
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/dockway/dockway/driver/kernel"
@@ -42,6 +46,7 @@ func TestVLANRepair(t *testing.T) {
 		"tc filter del dev eth0 ingress",
 		"tc qdisc del dev eth0 clsact",
 		"tc filter del dev dwt1 egress",
+		"tc filter del dev dwt1 ingress",
 		"tc qdisc del dev dwt1 clsact",
 		"ip link set dwt1 down",
 		"ip link set dwu1 down",
@@ -180,6 +185,19 @@ func TestVLANDelete(t *testing.T) {
 	do(t, l.k, plan.Diff(observeAll(t, l.k), nil)...)
 	clean()
 
+	// Of a link that somebody made his own, what is ours goes.
+	do(t, l.k, add(v)...)
+	here(t, "ip link set dwt1 alias somebody's")
+	var foreign *kernel.ForeignError
+	if err := l.k.Do(context.Background(), plan.Diff(observeAll(t, l.k), nil)); !errors.As(err, &foreign) {
+		t.Errorf("somebody else's link: %v", err)
+	}
+	if !exists(t, "dwt1") {
+		t.Error("somebody else's link was deleted")
+	}
+	here(t, "ip link del dwt1")
+	clean()
+
 	// An uplink that somebody made promiscuous stays so.
 	here(t, "ip link set eth0 promisc on")
 	do(t, l.k, add(v)...)
@@ -222,6 +240,46 @@ func TestVLANCrash(t *testing.T) {
 	here(t, "ip link add dwt1 group 25719 type veth peer dwu1")
 	do(t, l.k, add(v)...)
 	holds(t, l.k, v)
+}
+
+// TestVLANStray: a filter of ours that feeds a VLAN's link from elsewhere too, as a crash leaves it in
+// the middle of a change, is observed and goes.
+func TestVLANStray(t *testing.T) {
+	l := newVLANLab(t)
+	v := vlan(1, 100)
+	here(t, "ip link add eth1 type veth peer name eth2", "ip link set eth1 up", "tc qdisc add dev eth1 clsact")
+	do(t, l.k, add(v)...)
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer program.Close()
+	for link, id := range map[string]int{"eth0": 101, "eth1": 100} {
+		index := func(name string) int {
+			l, err := net.InterfaceByName(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return l.Index
+		}
+		err = netlink.FilterAdd(&netlink.BpfFilter{
+			FilterAttrs:  netlink.FilterAttrs{LinkIndex: index(link), Parent: netlink.HANDLE_MIN_INGRESS, Handle: uint32(id), Priority: 0x6477, Protocol: unix.ETH_P_8021Q},
+			Fd:           program.FD(),
+			Name:         fmt.Sprintf("dockway vlan %d of %s/%d on dwt1/%d", id, link, index(link), index("dwt1")),
+			DirectAction: true,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := plan.Diff(observeAll(t, l.k), plan.Of(v)); len(got) != 1 || got[0].Verb != plan.Replace {
+			t.Errorf("with a second filter on %s there is to do: %v", link, got)
+		}
+		do(t, l.k, plan.Diff(observeAll(t, l.k), plan.Of(v))...)
+		holds(t, l.k, v)
+		if got := run(t, "tc", "filter", "show", "dev", link, "ingress"); strings.Contains(got, fmt.Sprintf("dockway vlan %d of %s", id, link)) {
+			t.Errorf("the filter is still there: %s", got)
+		}
+	}
 }
 
 // TestVLANForeign: what is somebody else's stays as it is.
@@ -288,6 +346,7 @@ func TestVLANRefused(t *testing.T) {
 		"VLAN 0 is not in 1 to 4094":    {Name: "dwt2", Alias: "dockway", Uplink: "eth0"},
 		"VLAN 4095 is not in 1 to 4094": {Name: "dwt2", Alias: "dockway", Uplink: "eth0", ID: 4095},
 		"uplink eth7":                   {Name: "dwt2", Alias: "dockway", Uplink: "eth7", ID: 5},
+		"uplink lo is no Ethernet link": {Name: "dwt2", Alias: "dockway", Uplink: "lo", ID: 5},
 		"itself a VLAN":                 {Name: "dwt2", Alias: "dockway", Uplink: "dwt1", ID: 5},
 		"already on link dwt1":          {Name: "dwt2", Alias: "dockway", Uplink: "eth0", ID: 100},
 	} {

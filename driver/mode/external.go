@@ -25,10 +25,11 @@ import (
 // External reports whether networks of the mode are on an external switch.
 func (m Name) External() bool { return m == Transparent || m == L2Bridge || m == L2Tunnel }
 
-// Names of the ports on external switches, and of the switches.
+// Names of the ports on external switches, of the switches, and of the uplinks of those in a VLAN.
 const (
 	externalPorts = "dwv-*"
 	switches      = "dwx*"
+	vlans         = "dwt*"
 )
 
 // Sets of family bridge: what the chains of the external modes know about endpoints.
@@ -46,7 +47,9 @@ var (
 	gateway = &nft.Set{Family: nft.Bridge, Name: "gateway", Key: []nft.Type{nft.IfName}, Data: []nft.Type{nft.MAC}, Comment: "the gateway that they go to"}
 	tenant4 = &nft.Set{Family: nft.Bridge, Name: "tenant4", Key: []nft.Type{nft.IfName}, Data: []nft.Type{nft.IPv4}, Comment: "whom the gateway's ARP answers are for"}
 
-	externalSets = []*nft.Set{inside4, inside6, host, l2port, hostMAC, behind4, behind6, routed4, routed6, tunnel, gateway, tenant4}
+	apart = &nft.Set{Family: nft.Bridge, Name: "apart", Key: []nft.Type{nft.IfName}, Guard: true, Comment: "ports in a VLAN, which the host is not in"}
+
+	externalSets = []*nft.Set{apart, inside4, inside6, host, l2port, hostMAC, behind4, behind6, routed4, routed6, tunnel, gateway, tenant4}
 )
 
 // Sets of family inet: containers of l2bridge networks, whose published ports the host routes.
@@ -131,6 +134,14 @@ var externalChains = []*nft.Chain{
 		nft.R("the host's MAC", nft.Mapped(nft.EtherSAddr, hostMAC, nft.IIfName), nft.Accept),
 		nft.R("not yet, or no longer, connected", nft.Drop),
 	}},
+	{Name: "input", Type: "filter", Hook: "input", Priority: prioBrFilter, Rules: []nft.Rule{
+		nft.R("the host is not in the VLAN", nft.Is(nft.IIfName, vlans), nft.Drop),
+		nft.R("the host is not in the VLAN", nft.In(apart, nft.IIfName), nft.Drop),
+	}},
+	{Name: "output", Type: "filter", Hook: "output", Priority: prioBrFilter, Rules: []nft.Rule{
+		nft.R("the host is not in the VLAN", nft.Is(nft.OIfName, vlans), nft.Drop),
+		nft.R("the host is not in the VLAN", nft.In(apart, nft.OIfName), nft.Drop),
+	}},
 	{Name: "nd", Rules: []nft.Rule{
 		nft.R("solicits", nft.Is(nft.ICMPv6Type, "nd-neighbor-solicit"), nft.Is(nft.NDOption, sourceLinkLayer), nft.Mapped(nft.NDOptionMAC, hostMAC, nft.IIfName), nft.Return),
 		nft.R("advertises", nft.Is(nft.ICMPv6Type, "nd-neighbor-advert"), nft.Is(nft.NDOption, targetLinkLayer), nft.Mapped(nft.NDOptionMAC, hostMAC, nft.IIfName), nft.Return),
@@ -169,16 +180,31 @@ func externalNetwork(n Network) plan.State {
 		return s
 	}
 	if n.Options.VLAN != 0 {
-		s.Add(plan.VLAN{Name: n.uplink(), Alias: n.wireAlias(), Uplink: n.Options.Interface, ID: n.Options.VLAN, Up: true})
+		s.Add(plan.VLAN{Name: n.Uplink(), Alias: n.wireAlias(), Uplink: n.Options.Interface, ID: n.Options.VLAN, Up: true})
 	}
 	if n.Options.Macvlan {
 		if n.Options.HostAccess {
-			s.Add(plan.Macvlan{Name: n.shim(), Alias: n.wireAlias(), Lower: n.uplink(), MAC: macFrom("shim " + n.shim() + n.Wire.MAC.String()), MTU: n.Wire.MTU, Up: true})
+			s.Merge(shim(n))
 		}
 		return s
 	}
-	s.Add(plan.Switch{Name: n.Bridge(), Alias: n.wireAlias(), Uplink: n.uplink(), Up: true, Moved: true})
+	s.Add(plan.Switch{Name: n.Bridge(), Alias: n.wireAlias(), Uplink: n.Uplink(), Up: true, Moved: true})
 	return s
+}
+
+// Connect takes note of the uplink as it is.
+func (n *Network) Connect(u plan.Uplink) {
+	n.Wire.MAC, n.Wire.MTU, n.Wire.Host, n.Wire.Host6 = u.MAC, u.MTU, netip.Addr{}, netip.Addr{}
+	if !n.Options.Macvlan {
+		return // the addresses are the switch's
+	}
+	for _, p := range slices.Backward(u.Addresses) { // the first is the one that counts
+		if p.Addr().Is4() {
+			n.Wire.Host = p.Addr()
+		} else {
+			n.Wire.Host6 = p.Addr()
+		}
+	}
 }
 
 // wireAlias is the mark of what networks of the same uplink and VLAN share.
@@ -201,6 +227,9 @@ func externalEndpoint(n Network, e Endpoint) plan.State {
 		return macvlanEndpoint(n, e)
 	}
 	s.Merge(port(n, e))
+	if n.Options.VLAN != 0 {
+		s.Add(element(apart, e.Port()))
+	}
 	s.Add(element(host, e.Port(), n.Wire.MAC.String()))
 	mac := e.MAC.String()
 	if e.Address.IsValid() {
@@ -225,19 +254,42 @@ func externalEndpoint(n Network, e Endpoint) plan.State {
 // macvlanEndpoint is what an endpoint without a switch wants: a link, which leaves with the container,
 // and the way for the host to it.
 func macvlanEndpoint(n Network, e Endpoint) plan.State {
-	s := plan.Of(plan.Macvlan{Name: e.Peer(), Alias: e.Alias(), Lower: n.uplink(), MAC: e.MAC, MTU: n.MTU(), Up: false})
+	s := plan.Of(plan.Macvlan{Name: e.Peer(), Alias: e.Alias(), Lower: n.Uplink(), MAC: e.MAC, MTU: e.MTU(n), Up: false})
 	if !n.Options.HostAccess {
 		return s
 	}
 	for _, a := range e.Addresses() {
-		s.Add(plan.Route{Prefix: netip.PrefixFrom(a, a.BitLen()), Link: n.shim()})
+		source := n.Wire.Host
+		if a.Is6() {
+			source = n.Wire.Host6
+		}
+		s.Add(plan.Route{Prefix: netip.PrefixFrom(a, a.BitLen()), Link: n.shim(), Source: source})
 	}
 	return s
 }
 
 // shim is the host's own macvlan link, by which it reaches its containers: what the host sends on
-// the uplink itself goes to the wire only.
+// the uplink itself goes to the wire only. It answers for the host's addresses: for IPv4 it does so
+// as any link of the host, for IPv6 it needs them.
+func shim(n Network) plan.State {
+	mac := macFrom("shim " + n.shim() + n.Wire.MAC.String())
+	s := plan.Of(plan.Macvlan{Name: n.shim(), Alias: n.wireAlias(), Lower: n.Uplink(), MAC: mac, MTU: n.Wire.MTU, Up: true})
+	if n.Wire.Host6.IsValid() {
+		s.Add(
+			plan.Address{Link: n.shim(), Prefix: netip.PrefixFrom(n.Wire.Host6, 128)},
+			plan.Address{Link: n.shim(), Prefix: netip.PrefixFrom(linkLocal(mac), 64)},
+		)
+	}
+	return s
+}
+
+// shim is the name of that link.
 func (n Network) shim() string { return n.Options.linkName("dwm") }
+
+// relays reports whether published ports are relayed.
+func (n Network) relays() bool {
+	return n.Options.Mode == L2Tunnel || n.External() && n.Options.VLAN != 0
+}
 
 // behindHost has the wire see the host's MAC in place of the container's.
 func behindHost(n Network, e Endpoint) plan.State {
@@ -278,11 +330,11 @@ func throughGateway(n Network, e Endpoint) plan.State {
 }
 
 // publishExternal is what one port mapping in force wants. In an l2bridge network the host routes the
-// flows of the port, which would else go between container and wire without it. In an l2tunnel
-// network it relays them: a packet that comes by the switch cannot be translated and sent out by
-// it again, for where bridge-nf-call-iptables is on, the kernel bridges it.
+// flows of the port, which would else go between container and wire without it. It relays them in a
+// VLAN, which it is not in, and in an l2tunnel network: a packet that comes by the switch cannot be
+// translated and sent out by it again, for where bridge-nf-call-iptables is on, the kernel bridges it.
 func publishExternal(n Network, b policy.Binding) plan.State {
-	if n.Options.Mode == L2Tunnel {
+	if n.relays() {
 		return plan.Of(hold(b))
 	}
 	addr, proto, port := b.Container.Addr(), string(b.Protocol), strconv.Itoa(int(b.Container.Port()))

@@ -75,8 +75,8 @@ func PlanEndpoint(n Network, e Endpoint) plan.State {
 // (HCN_E_MAPPING_NOT_SUPPORTED).
 func Publishes(n Network, protocol policy.Protocol) error {
 	switch {
-	case n.Options.Mode == L2Tunnel && protocol == policy.SCTP:
-		return errors.New("port mapping is not supported on the given network for SCTP: in mode l2tunnel ports are relayed")
+	case n.relays() && protocol == policy.SCTP:
+		return errors.New("port mapping is not supported on the given network for SCTP: in mode l2tunnel, and in a VLAN, ports are relayed")
 	case n.Options.Mode == Transparent:
 		return errors.New("port mapping is not supported on the given network: its containers are reached at their own addresses")
 	}

@@ -252,7 +252,7 @@ var (
 // port is an endpoint's link, and what may be sent on it.
 func port(n Network, e Endpoint) plan.State {
 	s := plan.Of(
-		plan.Veth{Name: e.Port(), Alias: e.Alias(), Bridge: n.Bridge(), MTU: n.MTU(), Isolated: n.Options.DisableICC, Up: true, Peer: e.Peer(), PeerMAC: e.MAC},
+		plan.Veth{Name: e.Port(), Alias: e.Alias(), Bridge: n.Bridge(), MTU: e.MTU(n), Isolated: n.Options.DisableICC, Up: true, Peer: e.Peer(), PeerMAC: e.MAC},
 		element(station, e.Port(), e.MAC.String()),
 	)
 	if e.Address.IsValid() {

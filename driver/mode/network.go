@@ -26,6 +26,9 @@ type Wire struct {
 	Foreign bool     `json:"foreign,omitempty"` // the link that was named is a bridge of the host's: it is used as it is
 	MAC     plan.MAC `json:"mac"`               // of the host on the wire
 	MTU     int      `json:"mtu"`
+	// Host and Host6 are the host's addresses on an uplink without a switch, invalid if it has none.
+	Host  netip.Addr `json:"host,omitzero"`
+	Host6 netip.Addr `json:"host6,omitzero"`
 	// Gateway is the MAC of the network's gateway, zero when it does not answer. It is not recorded: who
 	// starts asks again.
 	Gateway plan.MAC `json:"-"`
@@ -37,8 +40,22 @@ type Network struct {
 	Options  Options  `json:"options"`
 	Wire     Wire     `json:"wire,omitzero"`
 	Internal bool     `json:"internal"`
+	Leased   bool     `json:"leased,omitempty"` // addresses come from the DHCP server of the LAN, and not from the subnet
 	IPv4     []Subnet `json:"ipv4,omitempty"`
 	IPv6     []Subnet `json:"ipv6,omitempty"`
+}
+
+// Lease is what a DHCP server told about an endpoint's address.
+type Lease struct {
+	Gateway netip.Addr    `json:"gateway,omitzero"`
+	Routes  []StaticRoute `json:"routes,omitempty"`
+	MTU     int           `json:"mtu,omitempty"` // 0: not told
+}
+
+// StaticRoute is a route in a container.
+type StaticRoute struct {
+	Prefix netip.Prefix `json:"prefix"`
+	Via    netip.Addr   `json:"via,omitzero"` // invalid: on the link itself
 }
 
 // Endpoint is the record of an endpoint.
@@ -50,6 +67,7 @@ type Endpoint struct {
 	MAC       plan.MAC         `json:"mac"`
 	Joined    bool             `json:"joined"`             // a container has taken the other end
 	External  bool             `json:"external,omitempty"` // its network is on an external switch
+	Lease     Lease            `json:"lease,omitzero"`
 	Bindings  []policy.Binding `json:"bindings,omitempty"`
 }
 
@@ -73,6 +91,14 @@ func (n Network) MTU() int {
 	return n.Options.MTU
 }
 
+// MTU is the largest packet of an endpoint: a DHCP server can ask for less than the network allows.
+func (e Endpoint) MTU(n Network) int {
+	if e.Lease.MTU != 0 {
+		return min(e.Lease.MTU, n.MTU())
+	}
+	return n.MTU()
+}
+
 // TunnelGateway is the gateway that everything is sent to, invalid when the mode has no such.
 func (n Network) TunnelGateway() netip.Addr {
 	if n.Options.Mode != L2Tunnel || len(n.IPv4) == 0 {
@@ -84,8 +110,8 @@ func (n Network) TunnelGateway() netip.Addr {
 // External reports whether the network is on an external switch.
 func (n Network) External() bool { return n.Options.Mode.External() }
 
-// uplink is the link that the external switch holds.
-func (n Network) uplink() string {
+// Uplink is the link by which the network is on its LAN: the one that was named, or the VLAN's.
+func (n Network) Uplink() string {
 	if n.Options.VLAN != 0 {
 		return n.Options.linkName("dwt")
 	}

@@ -38,6 +38,7 @@ type Options struct {
 	MTU         int        `json:"mtu"`                    // bytes, without the Ethernet header; 0: the uplink's
 	DisableICC  bool       `json:"disable_icc,omitempty"`  // endpoints of the network cannot reach each other
 	MACPool     []MACRange `json:"mac_pool,omitempty"`     // empty: locally administered addresses
+	StableMAC   bool       `json:"stable_mac,omitempty"`   // a container of the same name has the same MAC
 	IfacePrefix string     `json:"iface_prefix,omitempty"` // of the link in the container; the engine adds a number
 }
 
@@ -140,6 +141,13 @@ var options = []option{
 	{name: "mac_pool", aliases: []string{windows + "macpool"}, modes: every, value: "`start,end[,start,end…]`", doc: "Ranges that containers' Ethernet addresses are taken from. Locally administered addresses unless given.", set: func(o *Options, v string) (err error) {
 		o.MACPool, err = parseMACPool(v)
 		return err
+	}},
+	{name: "mac", modes: every, value: "`random` or `stable`", doc: "Whether a container that is made again, with the same name, has the same Ethernet address: for reservations of a DHCP server. Engines tell the name from version 29 on, and only `--ipam-driver dockway:latest`. `random` unless given.", set: func(o *Options, v string) error {
+		if v != "random" && v != "stable" {
+			return errors.New("use random or stable")
+		}
+		o.StableMAC = v == "stable"
+		return nil
 	}},
 	{name: "network_name", aliases: []string{windows + "networkname"}, modes: every, value: "text", doc: "A name to show in `dockway networks`; the engine does not tell drivers its own.", set: func(o *Options, v string) error {
 		if v == "" || len(v) > 128 || strings.ContainsFunc(v, func(r rune) bool { return r < ' ' || r == 0x7f }) {

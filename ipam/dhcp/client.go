@@ -63,6 +63,8 @@ type Client struct {
 	open      opener
 	namespace *os.File
 	started   time.Time // older leases are from before a restart
+	life      context.Context
+	end       context.CancelFunc // Close's
 
 	mu     sync.Mutex
 	lans   map[string]*lan
@@ -97,6 +99,7 @@ func newClient(cfg Config, open opener) *Client {
 		lans:    map[string]*lan{},
 		kept:    map[key]*keeper{},
 	}
+	c.life, c.end = context.WithCancel(context.Background())
 	if c.log == nil {
 		c.log = logrus.NewEntry(logrus.StandardLogger())
 	}
@@ -134,6 +137,7 @@ func (c *Client) obtain(ctx context.Context, r Request) (Lease, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, obtainTime)
 	defer cancel()
+	defer context.AfterFunc(c.life, cancel)()
 	return acquisition{Client: c, lan: l, request: r, wanted: r.Address, only: r.Address.IsValid()}.run(ctx)
 }
 
@@ -148,7 +152,7 @@ func (c *Client) Keep(lease Lease) error {
 	if err != nil {
 		return fmt.Errorf("keep lease %s: %w", lease, err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(c.life)
 	k := &keeper{Client: c, lan: l, lease: lease, cancel: cancel, done: make(chan struct{})}
 
 	c.mu.Lock()
@@ -216,16 +220,15 @@ func (c *Client) Leases() []Lease {
 	return leases
 }
 
-// Close stops everything and releases nothing: the leases go on until their time is over. There are no events afterwards.
+// Close stops everything and releases nothing: the leases go on until their time is over. There are no events afterwards,
+// and an Obtain that is under way fails.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	c.closed = true
 	kept, lans := c.kept, c.lans
 	c.kept, c.lans = map[key]*keeper{}, map[string]*lan{}
 	c.mu.Unlock()
-	for _, k := range kept {
-		k.cancel()
-	}
+	c.end()
 	for _, k := range kept {
 		<-k.done
 	}

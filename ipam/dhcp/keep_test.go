@@ -19,9 +19,9 @@ func TestKeepRenewsAtT1(t *testing.T) {
 	onWire(t, func(t *testing.T, h *host) {
 		lease := h.obtain(t)
 		h.keep(t, lease)
-		time.Sleep(lease.T1 * 19 / 20)
+		pass(lease.T1 * 19 / 20)
 		before := len(h.received(s, dhcpv4.MessageTypeRequest))
-		time.Sleep(lease.T1 / 20)
+		pass(lease.T1 / 20)
 		m := h.received(s, dhcpv4.MessageTypeRequest)
 		if before != 1 || len(m) != 2 {
 			t.Fatalf("%d and %d requests", before, len(m))
@@ -37,7 +37,7 @@ func TestKeepRenewsAtT1(t *testing.T) {
 		if kept := h.Leases(); len(kept) != 1 || !reflect.DeepEqual(kept[0], n[0].lease) {
 			t.Errorf("kept %+v", kept)
 		}
-		time.Sleep(24 * time.Hour)
+		pass(24 * time.Hour)
 		if n := len(h.reported()); n < 48 || n > 52 {
 			t.Errorf("%d renewals in a day and an hour", n)
 		}
@@ -53,7 +53,7 @@ func TestKeepRepeatsALostRenewal(t *testing.T) {
 		lease := h.obtain(t)
 		h.keep(t, lease)
 		h.change(func() { h.lose = func(m *dhcpv4.DHCPv4, n int) bool { return n == 2 } })
-		time.Sleep(lease.T2 - time.Second)
+		pass(lease.T2 - time.Second)
 		if !slices.Equal(h.kinds(), []Kind{Renewed}) {
 			t.Errorf("reported %v before T2", h.kinds())
 		}
@@ -71,11 +71,11 @@ func TestKeepRebindsAtT2(t *testing.T) {
 			s.silent = true
 			other.leases[container] = lease.Prefix.Addr()
 		})
-		time.Sleep(lease.T2 - time.Second)
+		pass(lease.T2 - time.Second)
 		if n := h.reported(); len(n) != 0 {
 			t.Fatalf("reported %+v before T2", n)
 		}
-		time.Sleep(2 * time.Second)
+		pass(2 * time.Second)
 		n := h.reported()
 		if len(n) != 1 || n[0].Kind != Renewed || n[0].lease.Server != other.ip || n[0].lease.ServerMAC != other.mac {
 			t.Fatalf("reported %+v", n)
@@ -84,7 +84,7 @@ func TestKeepRebindsAtT2(t *testing.T) {
 		if r := m[len(m)-1]; r.unicast || r.ciaddr != lease.Prefix.Addr() || r.named.IsValid() || r.requested.IsValid() {
 			t.Errorf("rebinding %+v", r)
 		}
-		time.Sleep(lease.T1)
+		pass(lease.T1)
 		m = h.received(other, dhcpv4.MessageTypeRequest)
 		if r := m[len(m)-1]; !r.unicast || !slices.Equal(h.kinds(), []Kind{Renewed, Renewed}) {
 			t.Errorf("renewal from the new server: %+v, reported %v", r, h.kinds())
@@ -99,7 +99,7 @@ func TestKeepWithoutContainer(t *testing.T) {
 		lease := h.obtain(t)
 		h.keep(t, lease)
 		h.change(func() { h.lose = func(m *dhcpv4.DHCPv4, n int) bool { return !m.ClientIPAddr.IsUnspecified() } })
-		time.Sleep(100 * time.Hour)
+		pass(100 * time.Hour)
 		if k := h.kinds(); len(k) < 100 || slices.ContainsFunc(k, func(k Kind) bool { return k != Renewed }) {
 			t.Errorf("reported %v", k)
 		}
@@ -114,21 +114,21 @@ func TestKeepReportsExpiry(t *testing.T) {
 				lease := h.obtain(t)
 				h.keep(t, lease)
 				h.change(func() { s.silent = true })
-				time.Sleep(time.Until(lease.Expires()) - time.Second)
+				pass(time.Until(lease.Expires()) - time.Second)
 				if n := h.reported(); len(n) != 0 {
 					t.Fatalf("reported %+v before the end", n)
 				}
 				if n := len(h.received(s, dhcpv4.MessageTypeRequest)); n < 8 || n > 14 {
 					t.Errorf("%d requests from T1 to the end", n)
 				}
-				time.Sleep(2 * time.Second)
+				pass(2 * time.Second)
 				n := h.reported()
 				if len(n) != 1 || n[0].Kind != Expired || n[0].Err == nil || !reflect.DeepEqual(n[0].lease, lease) {
 					t.Fatalf("reported %+v", n)
 				}
 				within(t, "expiry", n[0].at.Sub(lease.Obtained), lease.Lifetime, lease.Lifetime)
 
-				time.Sleep(10 * time.Hour)
+				pass(10 * time.Hour)
 				sent := h.received(s, dhcpv4.MessageTypeDiscover)
 				if last := sent[len(sent)-1]; last.requested != lease.Prefix.Addr() || len(sent) < 500 || len(sent) > 650 {
 					t.Errorf("%d messages in 10 h, the last %+v", len(sent), last)
@@ -142,7 +142,7 @@ func TestKeepReportsExpiry(t *testing.T) {
 						s.leases = map[MAC]netip.Addr{}
 					}
 				})
-				time.Sleep(2 * time.Minute)
+				pass(2 * time.Minute)
 				n = h.reported()
 				switch last := n[len(n)-1]; {
 				case len(n) != 2 || !reflect.DeepEqual(last.Previous, lease):
@@ -152,7 +152,7 @@ func TestKeepReportsExpiry(t *testing.T) {
 				case !same && (last.Kind != Changed || last.lease.Prefix.Addr() != lease.Prefix.Addr().Next()):
 					t.Errorf("reported %+v", last)
 				}
-				time.Sleep(24 * time.Hour)
+				pass(24 * time.Hour)
 				if len(h.reported()) < 48 {
 					t.Error("the new lease is not kept")
 				}
@@ -167,7 +167,7 @@ func TestKeepReportsARefusal(t *testing.T) {
 		lease := h.obtain(t)
 		h.keep(t, lease)
 		h.change(func() { s.leases[container] = netip.MustParseAddr("198.18.1.200") })
-		time.Sleep(lease.T1 + time.Second)
+		pass(lease.T1 + time.Second)
 		n := h.reported()
 		var refused *RefusedError
 		if len(n) != 2 || n[0].Kind != Refused || !errors.As(n[0].Err, &refused) || n[1].Kind != Changed {
@@ -195,7 +195,7 @@ func TestKeepMindsOnlyItsServer(t *testing.T) {
 				a.UpdateOption(dhcpv4.OptMessageType(dhcpv4.MessageTypeNak))
 			}
 		})
-		time.Sleep(lease.T2 - time.Second)
+		pass(lease.T2 - time.Second)
 		if n := h.reported(); len(n) != 0 {
 			t.Errorf("reported %+v", n)
 		}
@@ -210,7 +210,7 @@ func TestKeepReportsNewSettings(t *testing.T) {
 		h.change(func() {
 			s.edit = func(a *dhcpv4.DHCPv4) { a.UpdateOption(dhcpv4.OptRouter([]byte{198, 18, 0, 9})) }
 		})
-		time.Sleep(lease.T1)
+		pass(lease.T1)
 		n := h.reported()
 		if len(n) != 1 || n[0].Kind != Changed || n[0].lease.Gateway != netip.MustParseAddr("198.18.0.9") {
 			t.Errorf("reported %+v", n)
@@ -223,7 +223,7 @@ func TestKeepForever(t *testing.T) {
 	s.lifetime = Infinite
 	onWire(t, func(t *testing.T, h *host) {
 		h.keep(t, h.obtain(t))
-		time.Sleep(50 * 365 * 24 * time.Hour)
+		pass(50 * 365 * 24 * time.Hour)
 		if n := len(h.received(s, dhcpv4.MessageTypeRequest)); n != 1 || len(h.reported()) != 0 {
 			t.Errorf("%d requests, reported %v", n, h.kinds())
 		}
@@ -267,12 +267,12 @@ func TestKeepAfterARestart(t *testing.T) {
 				if err := h.Close(); err != nil {
 					t.Fatal(err)
 				}
-				time.Sleep(c.down - time.Since(lease.Obtained))
+				pass(c.down - time.Since(lease.Obtained))
 				h.change(func() { c.change(s) })
 				h.start(t)
 				started := time.Now()
 				h.keep(t, recorded(t, lease))
-				time.Sleep(half + time.Minute)
+				pass(half + time.Minute)
 				n := h.reported()
 				if len(n) < len(c.want) || !slices.Equal(h.kinds()[:len(c.want)], c.want) {
 					t.Fatalf("reported %v, want %v", h.kinds(), c.want)
@@ -322,7 +322,7 @@ func TestKeepAgain(t *testing.T) {
 			t.Errorf("%d leases are kept", len(h.Leases()))
 		}
 		before := len(h.received(s, dhcpv4.MessageTypeRequest))
-		time.Sleep(30 * time.Minute)
+		pass(30 * time.Minute)
 		if n := len(h.received(s, dhcpv4.MessageTypeRequest)) - before; n != 1 {
 			t.Errorf("%d renewals", n)
 		}
@@ -334,7 +334,7 @@ func TestRelease(t *testing.T) {
 	onWire(t, func(t *testing.T, h *host) {
 		lease := h.obtain(t)
 		h.keep(t, lease)
-		time.Sleep(lease.T1)
+		pass(lease.T1)
 		if err := h.Release(t.Context(), lease); err != nil {
 			t.Fatal(err)
 		}
@@ -346,7 +346,7 @@ func TestRelease(t *testing.T) {
 			t.Errorf("server has %v, client keeps %v", s.leases, h.Leases())
 		}
 		before := len(h.reported())
-		time.Sleep(24 * time.Hour)
+		pass(24 * time.Hour)
 		if len(h.reported()) != before || len(h.received(s, dhcpv4.MessageTypeRequest)) != 2 {
 			t.Errorf("reported %v", h.kinds())
 		}
@@ -366,7 +366,7 @@ func TestReleaseAfterARestart(t *testing.T) {
 		if err := h.Release(t.Context(), lease); err != nil || len(h.received(s, dhcpv4.MessageTypeRelease)) != 1 {
 			t.Errorf("release: %v", err)
 		}
-		time.Sleep(lease.Lifetime)
+		pass(lease.Lifetime)
 		if err := h.Release(t.Context(), lease); err != nil || len(h.received(s, dhcpv4.MessageTypeRelease)) != 1 {
 			t.Errorf("release of what is over: %v", err)
 		}
@@ -381,7 +381,7 @@ func TestClose(t *testing.T) {
 		if err := h.Close(); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(24 * time.Hour)
+		pass(24 * time.Hour)
 		if len(s.leases) != 1 || len(h.reported()) != 0 || h.listening() != 0 {
 			t.Errorf("server has %v, reported %v, %d listen", s.leases, h.kinds(), h.listening())
 		}
@@ -390,6 +390,32 @@ func TestClose(t *testing.T) {
 		}
 		if _, err := h.Obtain(t.Context(), lease.Request); err == nil {
 			t.Error("leased after Close")
+		}
+	}, s)
+}
+
+// TestCloseEndsObtain closes the client while a container waits for its address.
+func TestCloseEndsObtain(t *testing.T) {
+	s := newServer(1)
+	s.silent = true
+	onWire(t, func(t *testing.T, h *host) {
+		failed := make(chan error, 1)
+		begin := time.Now()
+		go func() {
+			_, err := h.Obtain(t.Context(), Request{Link: link, MAC: container})
+			failed <- err
+		}()
+		pass(2 * time.Second)
+		if err := h.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-failed; err == nil || errors.Is(err, ErrNoServer) {
+			t.Errorf("error: %v", err)
+		}
+		within(t, "error", time.Since(begin), 2*time.Second, 2*time.Second)
+		pass(time.Minute)
+		if n := h.listening(); n != 0 {
+			t.Errorf("%d transports listen", n)
 		}
 	}, s)
 }
@@ -409,11 +435,11 @@ func TestKeepThousands(t *testing.T) {
 			}
 			h.keep(t, lease)
 		}
-		time.Sleep(linger + time.Second)
+		pass(linger + time.Second)
 		if n := runtime.NumGoroutine() - before; n > leases+10 || h.listening() != 0 {
 			t.Errorf("%d goroutines and %d transports for %d leases", n, h.listening(), leases)
 		}
-		time.Sleep(30 * time.Minute)
+		pass(30 * time.Minute)
 		seconds := map[int64]int{}
 		for _, n := range h.reported() {
 			seconds[n.at.Unix()]++

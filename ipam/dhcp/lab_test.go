@@ -122,15 +122,17 @@ func (b *lab) inside(t *testing.T, where *os.File, f func() error) {
 }
 
 // ip runs ip(8).
-func (b *lab) ip(t *testing.T, where *os.File, args string) {
+func (b *lab) ip(t *testing.T, where *os.File, args string) (said string) {
 	t.Helper()
 	b.inside(t, where, func() error {
 		out, err := exec.Command("ip", strings.Fields(args)...).CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("ip %s: %w: %s", args, err, out)
 		}
+		said = string(out)
 		return nil
 	})
+	return said
 }
 
 // move moves a link of the host.
@@ -172,17 +174,25 @@ func (o *output) String() string {
 	return o.text.String()
 }
 
-// program finds a program, or says whose it is.
-func program(t *testing.T, name, debian string) string {
+// program is a server of those that `make setup` unpacks, with the libraries beside it.
+func program(t *testing.T, name string, args ...string) *exec.Cmd {
 	t.Helper()
-	for _, dir := range append(filepath.SplitList(os.Getenv("PATH")), "/usr/sbin", "/usr/local/sbin") {
-		path := filepath.Join(dir, name)
-		if info, err := os.Stat(path); err == nil && info.Mode()&0o111 != 0 {
-			return path
-		}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatalf("there is no %s: install the Debian package %s (make test does)", name, debian)
-	return ""
+	root := filepath.Join(cache, "dockway", "dhcp", "usr")
+	path := filepath.Join(root, "sbin", name)
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("there is no %s (make setup): %v", name, err)
+	}
+	libraries, err := filepath.Glob(filepath.Join(root, "lib", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path, args...)
+	cmd.Env = append(os.Environ(), "LD_LIBRARY_PATH="+strings.Join(libraries, ":"))
+	return cmd
 }
 
 // serve runs a server on the LAN until the test ends or it is stopped; ready is what it says when it is.
@@ -254,7 +264,7 @@ func (b *lab) dnsmasq(t *testing.T, options ...string) *process {
 	if !strings.Contains(strings.Join(options, " "), "--dhcp-range") {
 		base = append(base, "--dhcp-range=198.18.1.10,198.18.1.250,255.255.0.0,1h")
 	}
-	return b.serve(t, "sockets bound exclusively to interface lan0", exec.Command(program(t, "dnsmasq", "dnsmasq-base"), append(base, options...)...))
+	return b.serve(t, "sockets bound exclusively to interface lan0", program(t, "dnsmasq", append(base, options...)...))
 }
 
 func (b *lab) file(name string) string { return filepath.Join(b.dir, name) }
@@ -297,8 +307,8 @@ func (b *lab) kea(t *testing.T, subnet map[string]any) *process {
 	if err := os.WriteFile(b.file("kea.json"), config, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(program(t, "kea-dhcp4", "kea-dhcp4-server"), "-c", b.file("kea.json"))
-	cmd.Env = append(os.Environ(), "KEA_PIDFILE_DIR="+b.dir, "KEA_LOCKFILE_DIR="+b.dir)
+	cmd := program(t, "kea-dhcp4", "-c", b.file("kea.json"))
+	cmd.Env = append(cmd.Env, "KEA_PIDFILE_DIR="+b.dir, "KEA_LOCKFILE_DIR="+b.dir)
 	return b.serve(t, "DHCP4_STARTED", cmd)
 }
 

@@ -25,6 +25,7 @@ type lan struct {
 	transport transport // nil: closed
 	exchanges map[dhcpv4.TransactionID]*exchange
 	idle      *time.Timer
+	closed    bool
 	readers   sync.WaitGroup
 }
 
@@ -48,6 +49,9 @@ func (l *lan) openLocked() error {
 	if l.idle != nil {
 		l.idle.Stop()
 		l.idle = nil
+	}
+	if l.closed {
+		return os.ErrClosed
 	}
 	if l.transport != nil {
 		return nil
@@ -90,9 +94,10 @@ func (l *lan) closeLocked() {
 	l.transport = nil
 }
 
-// close closes the transport, and waits for its reader.
+// close closes the transport for good, and waits for its reader.
 func (l *lan) close() {
 	l.mu.Lock()
+	l.closed = true
 	l.closeLocked()
 	l.mu.Unlock()
 	l.readers.Wait()

@@ -369,3 +369,9 @@ func within(t *testing.T, what string, got, least, most time.Duration) {
 		t.Errorf("%s after %s, want %s to %s", what, got, least, most)
 	}
 }
+
+// pass lets virtual time pass, and all that is due then happen.
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}

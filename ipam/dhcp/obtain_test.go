@@ -37,7 +37,7 @@ func TestObtain(t *testing.T) {
 		if n := h.listening(); n != 1 {
 			t.Errorf("%d transports listen just after", n)
 		}
-		time.Sleep(linger + time.Second)
+		pass(linger + time.Second)
 		if n := h.listening(); n != 0 {
 			t.Errorf("%d transports still listen", n)
 		}
@@ -247,7 +247,7 @@ func TestObtainGivenUp(t *testing.T) {
 		if len(s.leases) != 0 {
 			t.Errorf("the server still has %v", s.leases)
 		}
-		time.Sleep(time.Hour)
+		pass(time.Hour)
 	}, s)
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"sync/atomic"
 
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
@@ -66,6 +67,7 @@ type socket struct {
 		Read(func(fd uintptr) bool) error
 	}
 	control []byte
+	closed  atomic.Bool
 }
 
 // openSocket opens a link of the calling thread's network namespace, which has to be Ethernet and up.
@@ -113,6 +115,11 @@ func (s *socket) Send(frame []byte) error {
 	return err
 }
 
+func (s *socket) Close() error {
+	s.closed.Store(true)
+	return s.File.Close()
+}
+
 // Receive is of one goroutine.
 func (s *socket) Receive(buffer []byte) (n int, unsummed bool, err error) {
 	for {
@@ -122,10 +129,12 @@ func (s *socket) Receive(buffer []byte) (n int, unsummed bool, err error) {
 			n, controls, _, _, failed = unix.Recvmsg(int(fd), buffer, s.control, 0)
 			return failed != unix.EAGAIN
 		})
-		if failed == unix.EINTR {
+		switch err = errors.Join(err, failed); {
+		case s.closed.Load():
+			return 0, false, os.ErrClosed // the error itself is of a package that cannot be imported
+		case failed == unix.EINTR:
 			continue
-		}
-		if err = errors.Join(err, failed); err != nil {
+		case err != nil:
 			return 0, false, err
 		}
 		aux := readAuxiliary(s.control[:controls])
