@@ -122,7 +122,7 @@ func (w *world) unpublishable(network string) trial {
 
 // removed is the last row: the network goes, and the uplink is as it was.
 func (w *world) removed(network string) row {
-	return row{"host", "its uplink, once the network is removed", "as it was", trial{on: func(s *side) cell {
+	return row{"host", "uplink, when the network is removed", "as it was", trial{on: func(s *side) cell {
 		c := cell{command: s.Name + "# docker network rm " + network}
 		during, err := s.onUplink()
 		if err == nil && during == s.was {
@@ -144,7 +144,7 @@ func (w *world) removed(network string) row {
 		if c.err != nil {
 			c.err = fmt.Errorf("%w; it was\n%s\nand is\n%s", c.err, s.was, now)
 		}
-		c.told = fmt.Sprintf("%s/24 and %d routes are on %s again, dwx%s is gone", s.ip, strings.Count(s.was, "\n")-2, uplink, uplink)
+		c.told = fmt.Sprintf("%s has its MAC, %s/24 and all its routes again; the switch dwx%s is gone", uplink, s.ip, uplink)
 		return c
 	}}}
 }
