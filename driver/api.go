@@ -76,6 +76,8 @@ type EndpointInfo struct {
 	MAC      string `json:"mac"`
 	Link     string `json:"link"`
 	State    string `json:"state"` // "created" or "joined"
+	// Lease is what the DHCP server told about the address, if one gave it.
+	Lease *mode.Lease `json:"lease,omitempty"`
 }
 
 // PortInfo is one published port, as `dockway ports` shows it.

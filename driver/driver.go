@@ -41,6 +41,8 @@ type Kernel interface {
 	// Neighbour gives the MAC of a neighbour on a link, zero while it does not answer. Watch ticks
 	// when one that was asked for changes.
 	Neighbour(ctx context.Context, link string, a netip.Addr) (plan.MAC, error)
+	// Own reports whether an address is one of the host's own.
+	Own(ctx context.Context, a netip.Addr) (bool, error)
 	// Warnings tells, for people, what on this host can keep networks from working.
 	Warnings() []string
 }
@@ -229,7 +231,7 @@ func (s *Service) CreateEndpoint(ctx context.Context, req EndpointRequest) (Endp
 	defer n.mu.Unlock()
 
 	s.evict(n, req)
-	e, err := s.parseEndpoint(n, req, lease)
+	e, err := s.parseEndpoint(ctx, n, req, lease)
 	if err != nil {
 		return EndpointReply{}, fmt.Errorf("create endpoint %s on network %s: %w", brief(req.ID), n.name(), err)
 	}
@@ -458,7 +460,7 @@ func (s *Service) reserve(n *network, routes []plan.HostRoute) (exists bool, err
 		return false, fmt.Errorf("create network %s: it exists with other settings: delete it first", brief(n.record.ID))
 	}
 	for _, other := range s.networks {
-		if other.record.Bridge() == n.record.Bridge() {
+		if !n.record.External() && other.record.Bridge() == n.record.Bridge() {
 			return false, fmt.Errorf("create network %s: its ID begins as that of network %s does, which has the bridge %s: an engine makes IDs at random, so try again", n.record.ID, other.record.ID, n.record.Bridge())
 		}
 	}

@@ -28,7 +28,8 @@ type fakeKernel struct {
 	routes  []plan.HostRoute
 	uplinks map[string]plan.Uplink
 	gateway plan.MAC
-	failIn  int // the operation, counted from 1, that fails; 0: none
+	own     map[netip.Addr]bool // addresses of the host
+	failIn  int                 // the operation, counted from 1, that fails; 0: none
 	done    []plan.Op
 	tick    chan struct{}
 }
@@ -131,6 +132,12 @@ func (k *fakeKernel) Neighbour(context.Context, string, netip.Addr) (plan.MAC, e
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.gateway, k.fail()
+}
+
+func (k *fakeKernel) Own(_ context.Context, a netip.Addr) (bool, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.own[a], k.fail()
 }
 
 func (k *fakeKernel) Warnings() []string { return nil }

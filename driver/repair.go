@@ -274,6 +274,9 @@ func (s *Service) Endpoints() []EndpointInfo {
 			if e.Joined {
 				info.State = "joined"
 			}
+			if n.record.Leased {
+				info.Lease = &e.Lease
+			}
 			if e.Address.IsValid() {
 				info.Address = e.Address.String()
 			}

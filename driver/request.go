@@ -2,6 +2,7 @@ package driver
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -47,7 +48,7 @@ func same(a, b mode.Network) bool {
 }
 
 // parseEndpoint makes the record that a request asks for. The caller holds n.mu.
-func (s *Service) parseEndpoint(n *network, req EndpointRequest, lease mode.Lease) (mode.Endpoint, error) {
+func (s *Service) parseEndpoint(ctx context.Context, n *network, req EndpointRequest, lease mode.Lease) (mode.Endpoint, error) {
 	if !identifier.MatchString(req.ID) {
 		return mode.Endpoint{}, fmt.Errorf("endpoint ID %q is not one of an engine: 12 to 64 letters and digits", req.ID)
 	}
@@ -61,6 +62,14 @@ func (s *Service) parseEndpoint(n *network, req EndpointRequest, lease mode.Leas
 	for _, a := range e.Addresses() {
 		if err := n.free(a, e.ID); err != nil {
 			return mode.Endpoint{}, err
+		}
+		if !n.record.External() {
+			continue
+		}
+		if own, err := s.kernel.Own(ctx, a); err != nil {
+			return mode.Endpoint{}, fmt.Errorf("address %s: %w", a, err)
+		} else if own {
+			return mode.Endpoint{}, fmt.Errorf("address %s is the host's own: make the network with an --ip-range without it, or set it apart with --aux-address", a)
 		}
 	}
 	old, exists := n.endpoints[req.ID]

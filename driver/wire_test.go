@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -105,6 +106,19 @@ func TestTransparentPublishesNothing(t *testing.T) {
 	must(t, s.Publish(ctx, networkID(4), endpointID(400), nil))
 	err := s.Publish(ctx, networkID(4), endpointID(400), []policy.PortMapping{tcp(8080, 80)})
 	if err == nil || !strings.Contains(err.Error(), "port mapping is not supported on the given network") {
+		t.Errorf("got %v", err)
+	}
+	agree(t, "refusal", s, k, st)
+}
+
+// TestHostsOwnAddress: a container cannot have an address of the host's, which would cut the host off.
+func TestHostsOwnAddress(t *testing.T) {
+	ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
+	s := newService(t, k, st)
+	must(t, s.CreateNetwork(ctx, webRequest(4)))
+	req := endpointRequest(4, 0)
+	k.own = map[netip.Addr]bool{req.Address.Addr(): true}
+	if _, err := s.CreateEndpoint(ctx, req); err == nil || !strings.Contains(err.Error(), "the host's own") {
 		t.Errorf("got %v", err)
 	}
 	agree(t, "refusal", s, k, st)

@@ -33,7 +33,10 @@ func (l *leases) Lease(ctx context.Context, pool netip.Prefix, a netip.Addr, mac
 	if err != nil {
 		return plan.MAC{}, mode.Lease{}, err
 	}
-	told := mode.Lease{Gateway: lease.Gateway, MTU: lease.MTU}
+	told := mode.Lease{Gateway: lease.Gateway, MTU: lease.MTU, DNS: lease.DNS, Search: lease.Search}
+	if len(told.Search) == 0 && lease.Domain != "" {
+		told.Search = []string{lease.Domain}
+	}
 	for _, r := range lease.Routes {
 		told.Routes = append(told.Routes, mode.StaticRoute{Prefix: r.Prefix, Via: r.Via})
 	}

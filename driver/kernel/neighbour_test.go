@@ -57,3 +57,17 @@ func TestNeighbour(t *testing.T) {
 		return run(t, "ip", "neigh", "show", gateway.String(), "dev", "lan") != ""
 	})
 }
+
+func TestOwn(t *testing.T) {
+	inNamespace(t)
+	run(t, "sh", "-ec", "ip link add lan type veth peer name far; ip link set lan up; ip link set far up; ip link set lo up; ip address add 198.18.0.1/24 dev lan; ip -6 address add fd00::1/64 dev lan nodad; ip route add blackhole 198.18.9.0/24")
+	k := open(t, kernel.Config{Tables: tables()})
+	for address, want := range map[string]bool{
+		"198.18.0.1": true, "127.0.0.1": true, "fd00::1": true, "::1": true,
+		"198.18.0.2": false, "198.18.5.1": false, "198.18.9.1": false, "fd00::2": false, "fd09::1": false,
+	} {
+		if own, err := k.Own(context.Background(), netip.MustParseAddr(address)); err != nil || own != want {
+			t.Errorf("%s is the host's own: %v, %v; want %v", address, own, err, want)
+		}
+	}
+}

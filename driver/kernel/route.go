@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/dockway/dockway/driver/plan"
 )
@@ -101,4 +102,23 @@ func (k *Kernel) mainTable(ctx context.Context) ([]netlink.Route, error) {
 		}
 	}
 	return nil, fmt.Errorf("list routes: %w", netlink.ErrDumpInterrupted)
+}
+
+// Own reports whether an address is one of the host's own: whether what is sent to it stays here.
+func (k *Kernel) Own(ctx context.Context, a netip.Addr) (bool, error) {
+	family := byte(unix.AF_INET6)
+	if a.Is4() {
+		family = unix.AF_INET
+	}
+	body := make([]byte, unix.SizeofRtMsg)
+	body[0], body[1] = family, byte(a.BitLen())
+	bodies, err := k.route.request(ctx, message{kind: unix.RTM_GETROUTE, body: append(body, attrs{}.put(unix.RTA_DST, a.AsSlice())...)})
+	if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.EINVAL) {
+		return false, nil // no route, or one that refuses
+	}
+	if err != nil {
+		return false, fmt.Errorf("look up the route to %s: %w", a, err)
+	}
+	const typeOf = 7
+	return len(bodies) > 0 && len(bodies[0]) > typeOf && bodies[0][typeOf] == unix.RTN_LOCAL, nil
 }

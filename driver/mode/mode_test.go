@@ -75,6 +75,62 @@ func TestGolden(t *testing.T) {
 	golden(t, "host-ipv6.plan", Host([]string{"eth0"}, n).String())
 }
 
+// onTheWire is a network of an external mode and its endpoints.
+func onTheWire(m Name) (Network, []Endpoint) {
+	n, endpoints := sample()
+	n.Options.Mode, n.Options.MTU, n.Options.Interface = m, 0, "eth1"
+	n.Wire = Wire{MAC: plan.MAC{2, 0, 0, 0, 0, 1}, MTU: 1500, Gateway: plan.MAC{2, 0, 0, 0, 0, 0xfe}}
+	for i := range endpoints {
+		endpoints[i].External = true
+		if m == Transparent {
+			endpoints[i].Bindings = nil
+		}
+		if m == L2Tunnel {
+			endpoints[i].Address6 = netip.Prefix{}
+		}
+	}
+	if m == L2Tunnel {
+		n.IPv6 = nil
+		endpoints[0].Bindings = endpoints[0].Bindings[:1]
+	}
+	return n, endpoints
+}
+
+// TestGoldenWire does so for the external modes.
+func TestGoldenWire(t *testing.T) {
+	for _, m := range onWire {
+		n, endpoints := onTheWire(m)
+		golden(t, string(m)+".plan", Plan(n, endpoints).String())
+	}
+	n, endpoints := onTheWire(L2Bridge)
+	n.Options.VLAN = 20
+	golden(t, "l2bridge-vlan.plan", Plan(n, endpoints[:1]).String())
+	n, endpoints = onTheWire(Transparent)
+	n.Options.Macvlan, n.Options.HostAccess = true, true
+	n.Wire.Host, n.Wire.Host6 = netip.MustParseAddr("198.18.7.200"), netip.MustParseAddr("fd00:7::200")
+	golden(t, "macvlan.plan", Plan(n, endpoints[:1]).String())
+	n, endpoints = onTheWire(Transparent)
+	n.Wire.Foreign, n.Options.Interface = true, "br0"
+	golden(t, "foreign.plan", Plan(n, endpoints[:1]).String())
+}
+
+// TestLinkNames: names of what networks share are readable where they fit, and never too long.
+func TestLinkNames(t *testing.T) {
+	for _, tt := range []struct {
+		uplink string
+		vlan   int
+		want   string // empty: only that it fits
+	}{
+		{"eth1", 0, "dwxeth1"}, {"eth1", 20, "dwxeth1.20"}, {"enp0s31f6", 0, "dwxenp0s31f6"},
+		{"enp0s31f6", 4094, ""}, {"wlx00c0caa1b2c3d", 0, ""}, {"fifteen-letters", 20, ""},
+	} {
+		n := Network{Options: Options{Mode: Transparent, Interface: tt.uplink, VLAN: tt.vlan}}
+		if got := n.Bridge(); tt.want != "" && got != tt.want || len(got) > linkNameSize || !strings.HasPrefix(got, "dwx") {
+			t.Errorf("the switch of %s, VLAN %d, is called %q", tt.uplink, tt.vlan, got)
+		}
+	}
+}
+
 // TestPages compares the generated parts of the modes' pages with the code.
 func TestPages(t *testing.T) {
 	for _, m := range every {
@@ -176,6 +232,15 @@ func TestParseOptions(t *testing.T) {
 		{"twice, not the same", map[string]string{"mtu": "1400", "com.docker.network.driver.mtu": "1500"}, "are the same thing with different values"},
 		{"misspelled", map[string]string{"disable_ic": "true"}, `did you mean "disable_icc"?`},
 		{"not in this mode", map[string]string{"vlan": "7"}, "cannot be used with mode nat"},
+		{"Windows names on the wire", map[string]string{"mode": "transparent", "com.docker.network.windowsshim.interface": "eth1", "com.docker.network.windowsshim.vlanid": "20", "com.docker.network.windowsshim.disableicc": "true"}, ""},
+		{"no VLAN, as HNS says it", map[string]string{"mode": "l2bridge", "interface": "eth1", "vlan": "0"}, ""},
+		{"VLAN too large", map[string]string{"mode": "l2bridge", "interface": "eth1", "vlan": "4095"}, "from 1 to 4094"},
+		{"several uplinks", map[string]string{"mode": "l2bridge", "interface": "eth1,eth2"}, "make a bond"},
+		{"not a link's name", map[string]string{"mode": "l2bridge", "interface": "../eth1"}, "not the name of a network interface"},
+		{"backend of another mode", map[string]string{"mode": "l2bridge", "interface": "eth1", "backend": "macvlan"}, "only transparent networks"},
+		{"no such backend", map[string]string{"mode": "transparent", "interface": "eth1", "backend": "ipvlan"}, "use bridge or macvlan"},
+		{"DNS", map[string]string{"mode": "transparent", "interface": "eth1", "dns_servers": "198.18.0.1"}, "docker run --dns"},
+		{"overlay", map[string]string{"mode": "overlay"}, "no mode overlay yet"},
 		{"not a mode", map[string]string{"mode": "bridge"}, "not a mode: use nat"},
 		{"odd pool", map[string]string{"mac_pool": "02:00:00:00:00:00"}, "pairs of start,end"},
 		{"backward pool", map[string]string{"mac_pool": "02:00:00:00:00:02,02:00:00:00:00:01"}, "ends before it begins"},
@@ -200,7 +265,7 @@ func FuzzParseOptions(f *testing.F) {
 	f.Add("mode", "nat")
 	f.Fuzz(func(t *testing.T, key, value string) {
 		o, err := ParseOptions(map[string]string{key: value})
-		if err == nil && (o.MTU < minMTU || o.MTU > maxMTU || o.Mode != NAT) {
+		if err == nil && (o.MTU > maxMTU || o.MTU < minMTU && (o.MTU != 0 || o.Mode == NAT)) {
 			t.Errorf("%s=%s gives %+v", key, value, o)
 		}
 	})

@@ -50,6 +50,8 @@ type Lease struct {
 	Gateway netip.Addr    `json:"gateway,omitzero"`
 	Routes  []StaticRoute `json:"routes,omitempty"`
 	MTU     int           `json:"mtu,omitempty"` // 0: not told
+	DNS     []netip.Addr  `json:"dns,omitempty"`
+	Search  []string      `json:"search,omitempty"`
 }
 
 // StaticRoute is a route in a container.

@@ -38,6 +38,7 @@ type Options struct {
 	MTU         int        `json:"mtu"`                    // bytes, without the Ethernet header; 0: the uplink's
 	DisableICC  bool       `json:"disable_icc,omitempty"`  // endpoints of the network cannot reach each other
 	MACPool     []MACRange `json:"mac_pool,omitempty"`     // empty: locally administered addresses
+	SLAAC       bool       `json:"slaac,omitempty"`        // containers make IPv6 addresses of their own from the LAN's router advertisements
 	StableMAC   bool       `json:"stable_mac,omitempty"`   // a container of the same name has the same MAC
 	IfacePrefix string     `json:"iface_prefix,omitempty"` // of the link in the container; the engine adds a number
 }
@@ -124,6 +125,10 @@ var options = []option{
 	}},
 	{name: "host_access", modes: []Name{Transparent}, value: "`true` or `false`", doc: "With `backend=macvlan`, lets the host reach its containers, and them it, by a macvlan link of its own. With `backend=bridge` they always can.", set: func(o *Options, v string) (err error) {
 		o.HostAccess, err = parseBool(v)
+		return err
+	}},
+	{name: "slaac", modes: []Name{Transparent}, value: "`true` or `false`", doc: "Containers may make IPv6 addresses of their own from the router advertisements of the LAN (RFC 4862), and ask its DHCPv6 server. What they send is then bound to their Ethernet address only. Engines from 28 on switch IPv6 off in containers without an address from them: add `--sysctl` as below.", set: func(o *Options, v string) (err error) {
+		o.SLAAC, err = parseBool(v)
 		return err
 	}},
 	{name: "mtu", aliases: []string{engine + "driver.mtu"}, modes: every, value: "68 to 65535, from 1280 with IPv6", doc: "Largest packet in bytes in the containers, and on a nat network's bridge. Unless given, 1500 with nat and the uplink's with others.", set: func(o *Options, v string) error {
