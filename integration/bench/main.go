@@ -1,5 +1,5 @@
-// Command bench measures dockway against the engine's own bridge driver, in one run on one host of
-// the lab, and prints a table. The same program runs in the lab's containers and machines.
+// Command bench measures dockway against the engine's own drivers bridge and macvlan, in one run on
+// one host of the lab, and prints tables. The same program runs in the lab's containers and machines.
 package main
 
 import (
@@ -37,7 +37,7 @@ func run(args []string) error {
 	flags.StringVar(&s.only, "only", "", "parts to measure, with commas: "+strings.Join(partNames(), ", "))
 	flags.IntVar(&s.rounds, "rounds", 7, "rounds of which the median is taken")
 	flags.DurationVar(&s.each, "each", time.Second, "how long one round of traffic is")
-	write := flags.Bool("write", false, "keep the tables in docs/benchmarks.md")
+	write := flags.Bool("write", false, "keep the tables in docs/benchmarks.md, in place of those of the same engine and network")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -45,15 +45,17 @@ func run(args []string) error {
 	defer stop()
 	var all []*report
 	for engine := range strings.SplitSeq(*engines, ",") {
-		r, err := measureOn(ctx, lab.Engine(engine), s)
+		reports, err := measureOn(ctx, lab.Engine(engine), s)
 		if ctx.Err() != nil {
 			return errors.New("interrupted; nothing is left behind")
 		}
 		if err != nil {
 			return fmt.Errorf("on engine %s: %w", engine, err)
 		}
-		fmt.Printf("\n%s\n\n%s", r.heading, r.table())
-		all = append(all, r)
+		for _, r := range reports {
+			fmt.Printf("\n%s\n\n%s", r.heading, r.table())
+		}
+		all = append(all, reports...)
 	}
 	if *write {
 		return keep(all)
@@ -74,8 +76,8 @@ func part(name string, args []string) error {
 		return n
 	}
 	switch name {
-	case "serve": // PORT CPU
-		return serve(number(0), number(1))
+	case "serve": // CPU: each kind of server
+		return serveAll(number(0))
 	case "measure": // KIND ADDRESS CPU MILLISECONDS
 		address, err := netip.ParseAddrPort(args[1])
 		if err != nil {

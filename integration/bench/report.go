@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -17,11 +18,13 @@ import (
 
 // report is a table of what was measured on one engine.
 type report struct {
+	on      string // what networks
+	key     string // the beginning of the heading, that the next report of the same has too
 	heading string
 	rows    [][]string
 }
 
-func newReport(h *lab.Host, s settings) (*report, error) {
+func newReport(h *lab.Host, on string, s settings) (*report, error) {
 	version, err := h.Docker("version", "-f", "{{.Server.Version}}")
 	if err != nil {
 		return nil, err
@@ -38,29 +41,53 @@ func newReport(h *lab.Host, s settings) (*report, error) {
 	if err := unix.Uname(&u); err != nil {
 		return nil, err
 	}
-	return &report{heading: fmt.Sprintf("Engine %s, Linux %s; medians of %d rounds", version, unix.ByteSliceToString(u.Release[:]), s.rounds)}, nil
+	r := &report{on: on, key: "Engine " + version + ", " + on + ","}
+	r.heading = fmt.Sprintf("%s Linux %s; medians of %d rounds", r.key, unix.ByteSliceToString(u.Release[:]), s.rounds)
+	return r, nil
 }
+
+// noGoal is the goal of a comparison that is only told.
+const noGoal = 0
 
 // compare adds a row with a ratio, and whether it is the goal or less, to the hundredth.
 func (r *report) compare(what string, ours, against time.Duration, base string, goal float64) {
+	r.row(what, ours, against, base, "", goal)
+}
+
+// compareRounds compares the medians of what was measured in turn. Half of the rounds' own ratios are
+// in the range that it adds.
+func (r *report) compareRounds(what string, ours, against []time.Duration, base string, goal float64) {
+	ratios := make([]float64, len(ours))
+	for i := range ours {
+		ratios[i] = float64(ours[i]) / float64(against[i])
+	}
+	slices.Sort(ratios)
+	quarter := len(ratios) / 4
+	spread := fmt.Sprintf("%.2f–%.2f", ratios[quarter], ratios[len(ratios)-1-quarter])
+	r.row(what, median(ours), median(against), base, spread, goal)
+}
+
+func (r *report) row(what string, ours, against time.Duration, base, spread string, goal float64) {
 	ratio := math.Round(100*float64(ours)/float64(against)) / 100
-	met := "met"
-	if ratio > goal {
+	limit, met := fmt.Sprintf("%.2f", goal), "met"
+	if goal == noGoal {
+		limit, met = "", ""
+	} else if ratio > goal {
 		met = "**missed**"
 	}
-	r.rows = append(r.rows, []string{what, short(ours), short(against), base, fmt.Sprintf("%.2f", ratio), fmt.Sprintf("%.2f", goal), met})
+	r.rows = append(r.rows, []string{what, short(ours), short(against), base, fmt.Sprintf("%.2f", ratio), spread, limit, met})
 	fmt.Fprintln(os.Stderr, "       ", strings.Join(r.rows[len(r.rows)-1], "  "))
 }
 
 // plain adds a row without a goal.
 func (r *report) plain(what, figure, remark string) {
-	r.rows = append(r.rows, []string{what, figure, "", remark, "", "", ""})
+	r.rows = append(r.rows, []string{what, figure, "", remark, "", "", "", ""})
 	fmt.Fprintln(os.Stderr, "       ", what, figure, remark)
 }
 
 // table is Markdown, aligned for a terminal.
 func (r *report) table() string {
-	rows := append([][]string{{"what", "dockway", "against", "which is", "ratio", "goal", ""}, nil}, r.rows...)
+	rows := append([][]string{{"what", "dockway", "against", "which is", "ratio", "half of rounds", "goal", ""}, nil}, r.rows...)
 	width := make([]int, len(rows[0]))
 	for _, row := range rows {
 		for i, c := range row {
@@ -112,15 +139,30 @@ they move the plugin's link there, for which the kernel waits for a grace period
 same with its own.
 `
 
-// keep writes the tables to the documentation.
+// keep writes the tables to the documentation, in place of older ones of the same.
 func keep(all []*report) error {
 	root, err := lab.Root()
 	if err != nil {
 		return err
 	}
-	text := method
-	for _, r := range all {
-		text += "\n## " + r.heading + "\n\n" + r.table()
+	path := filepath.Join(root, "docs", "benchmarks.md")
+	old, err := os.ReadFile(path)
+	if err != nil {
+		return err
 	}
-	return os.WriteFile(filepath.Join(root, "docs", "benchmarks.md"), []byte(text), 0o644)
+	sections := strings.Split(string(old), "\n## ")[1:]
+	for _, r := range all {
+		text := r.heading + "\n\n" + r.table()
+		i := slices.IndexFunc(sections, func(s string) bool { return strings.HasPrefix(s, r.key) })
+		if i < 0 {
+			sections = append(sections, text)
+		} else {
+			sections[i] = text
+		}
+	}
+	text := method
+	for _, s := range sections {
+		text += "\n## " + strings.TrimRight(s, "\n") + "\n"
+	}
+	return os.WriteFile(path, []byte(text), 0o644)
 }

@@ -27,8 +27,9 @@ type bench struct {
 	self   string // this program
 	peer   *lab.Machine
 	host   *lab.Host
-	socket string // the plugin's
-	report *report
+	socket string  // the plugin's
+	report *report // of the part that runs
+	lan    *lab.LAN
 }
 
 const (
@@ -43,13 +44,21 @@ var published = map[string]string{ours: "8001", theirs: "8002"}
 
 var parts = []struct {
 	name string
+	on   string // a title of the report that it is in
 	run  func(*bench) error
 }{
-	{"traffic", (*bench).traffic},
-	{"control", (*bench).control},
-	{"run", (*bench).wholeRun},
-	{"ports", (*bench).ports}, // last: the daemon's memory grows with 10,000 ports
+	{"traffic", nat, (*bench).traffic},
+	{"control", nat, (*bench).control},
+	{"run", nat, (*bench).wholeRun},
+	{"ports", nat, (*bench).ports}, // last: the daemon's memory grows with 10,000 ports
+	{"wire", wire, (*bench).wire},
 }
+
+// What networks the reports are of.
+const (
+	nat  = "mode nat"
+	wire = "on the physical network"
+)
 
 func partNames() []string {
 	var names []string
@@ -59,7 +68,7 @@ func partNames() []string {
 	return names
 }
 
-func measureOn(ctx context.Context, engine lab.Engine, s settings) (*report, error) {
+func measureOn(ctx context.Context, engine lab.Engine, s settings) ([]*report, error) {
 	root, err := lab.Root()
 	if err != nil {
 		return nil, err
@@ -81,9 +90,7 @@ func measureOn(ctx context.Context, engine lab.Engine, s settings) (*report, err
 	if err := b.setUp(l, engine, filepath.Join(root, "build", "plugin")); err != nil {
 		return nil, err
 	}
-	if b.report, err = newReport(b.host, s); err != nil {
-		return nil, err
-	}
+	var reports []*report
 	for _, p := range parts {
 		if s.only != "" && !slices.Contains(strings.Split(s.only, ","), p.name) {
 			continue
@@ -91,30 +98,38 @@ func measureOn(ctx context.Context, engine lab.Engine, s settings) (*report, err
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
+		if len(reports) == 0 || reports[len(reports)-1].on != p.on {
+			r, err := newReport(b.host, p.on, s)
+			if err != nil {
+				return nil, err
+			}
+			reports = append(reports, r)
+			b.report = r
+		}
 		say("measuring: %s", p.name)
 		if err := p.run(b); err != nil {
 			return nil, fmt.Errorf("%s: %w", p.name, err)
 		}
 	}
 	say("done")
-	return b.report, nil
+	return reports, nil
 }
 
 func (b *bench) setUp(l *lab.Lab, engine lab.Engine, built string) error {
-	lan, err := l.LAN("lan")
-	if err != nil {
+	var err error
+	if b.lan, err = l.LAN("lan"); err != nil {
 		return err
 	}
 	if b.peer, err = l.Machine("peer"); err != nil {
 		return err
 	}
-	if err := lan.Plug(b.peer, "eth0", "198.18.0.100/24"); err != nil {
+	if err := b.lan.Plug(b.peer, "eth0", "198.18.0.100/24"); err != nil {
 		return err
 	}
 	if b.host, err = l.Host(string(engine), engine); err != nil {
 		return err
 	}
-	if err := errors.Join(b.host.Plug(lan, "eth0", hostIP+"/24"), b.host.LoadImage(b.self)); err != nil {
+	if err := errors.Join(b.host.Plug(b.lan, "eth0", hostIP+"/24"), b.host.LoadImage(b.self)); err != nil {
 		return err
 	}
 	if err := b.host.InstallPlugin(built); err != nil {
@@ -134,7 +149,7 @@ func (b *bench) setUp(l *lab.Lab, engine lab.Engine, built string) error {
 		if kind == theirs {
 			args = append(args, "-p", "9001-9009:9001-9009") // ours get theirs later (ports)
 		}
-		if _, err := b.host.Docker(append(args, lab.Image, "/probe", "serve", "80", cpu)...); err != nil {
+		if _, err := b.host.Docker(append(args, lab.Image, "/probe", "serve", cpu)...); err != nil {
 			return err
 		}
 		if _, err := b.host.Docker("run", "-d", "--name", kind+"-client", "--network", network(kind), lab.Image, "sleep", "100000"); err != nil {
@@ -193,8 +208,8 @@ func (b *bench) ask(what, kind string, outside bool) (time.Duration, error) {
 	return l.P50, err
 }
 
-// interleave takes rounds of several things in turn, and gives each thing's median.
-func (b *bench) interleave(rounds int, things ...func() (time.Duration, error)) ([]time.Duration, error) {
+// interleave takes rounds of several things in turn, and gives what each thing took, by round.
+func (b *bench) interleave(rounds int, things ...func() (time.Duration, error)) ([][]time.Duration, error) {
 	took := make([][]time.Duration, len(things))
 	for range rounds {
 		for i, thing := range things {
@@ -208,16 +223,14 @@ func (b *bench) interleave(rounds int, things ...func() (time.Duration, error)) 
 			took[i] = append(took[i], d)
 		}
 	}
-	medians := make([]time.Duration, len(things))
-	for i := range took {
-		medians[i] = median(took[i])
-	}
-	return medians, nil
+	return took, nil
 }
+
+// names of what is measured, as measure has them.
+var names = map[string]string{"rr": "request/response", "crr": "connect/request/response", "send": "1 GB", "receive": "1 GB back"}
 
 // traffic: one byte there and back, on a connection or with one for each.
 func (b *bench) traffic() error {
-	names := map[string]string{"rr": "request/response", "crr": "connect/request/response"}
 	for _, outside := range []bool{false, true} {
 		way := "between two containers"
 		if outside {
@@ -230,7 +243,7 @@ func (b *bench) traffic() error {
 			if err != nil {
 				return err
 			}
-			b.report.compare(names[what]+" "+way, m[0], m[1], "Docker's bridge", 1)
+			b.report.compareRounds(names[what]+" "+way, m[0], m[1], "Docker's bridge", 1)
 		}
 	}
 	return nil

@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The traffic of the benchmark: one byte there and one back, by blocking system calls on one
-// processor, so that neither a scheduler nor a poller is measured.
+// The traffic of the benchmark: one byte there and one back, or bytes in one direction, by blocking
+// system calls on one processor, so that neither a scheduler nor a poller is measured.
 
 // latency is what a client measured.
 type latency struct {
@@ -30,8 +30,42 @@ func pin(cpu int) error {
 	return unix.SchedSetaffinity(0, &set)
 }
 
-// serve echoes single bytes, one connection after the other, until it is ended.
-func serve(port int, cpu int) error {
+// What a server does with a connection, and on which port.
+var servers = []struct {
+	name string
+	port int
+	do   func(conn int)
+}{{"echo", 80, echo}, {"sink", 81, sink}, {"source", 82, source}}
+
+// chunk is how much is read or written at once. A client takes the time of a piece, which is more than
+// the buffers of both sides hold.
+const (
+	chunk = 128 << 10
+	piece = 1_000_000_000 / 64
+)
+
+// portOf is where a client measures something.
+func portOf(what string) int {
+	switch what {
+	case "send":
+		return servers[1].port
+	case "receive":
+		return servers[2].port
+	}
+	return servers[0].port
+}
+
+// serveAll serves on every port, until it is ended. Only one of the servers is to be busy at a time.
+func serveAll(cpu int) error {
+	ended := make(chan error)
+	for _, s := range servers {
+		go func() { ended <- serve(s.port, cpu, s.do) }()
+	}
+	return <-ended
+}
+
+// serve takes one connection after the other, until it is ended.
+func serve(port int, cpu int, do func(conn int)) error {
 	if err := pin(cpu); err != nil {
 		return err
 	}
@@ -56,12 +90,13 @@ func serve(port int, cpu int) error {
 		if err != nil {
 			return err
 		}
-		echo(conn)
+		do(conn)
+		unix.Close(conn) //nolint:errcheck // the client measures, not we
 	}
 }
 
+// echo sends single bytes back.
 func echo(conn int) {
-	defer unix.Close(conn) //nolint:errcheck // the client measures, not we
 	_ = unix.SetsockoptInt(conn, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	var b [1]byte
 	for {
@@ -74,7 +109,24 @@ func echo(conn int) {
 	}
 }
 
-// measure is the client: requests on one connection (rr), or a connection for each (crr).
+// sink takes all that comes.
+func sink(conn int) {
+	b := make([]byte, chunk)
+	for n, err := 1, error(nil); n > 0 && err == nil; {
+		n, err = unix.Read(conn, b)
+	}
+}
+
+// source sends without end.
+func source(conn int) {
+	b := make([]byte, chunk)
+	for err := error(nil); err == nil; {
+		_, err = unix.Write(conn, b)
+	}
+}
+
+// measure is the client: requests on one connection (rr), a connection for each (crr), or pieces
+// of a stream there (send) or from there (receive).
 func measure(kind string, server netip.AddrPort, cpu int, duration time.Duration) (latency, error) {
 	if err := pin(cpu); err != nil {
 		return latency{}, err
@@ -82,7 +134,7 @@ func measure(kind string, server netip.AddrPort, cpu int, duration time.Duration
 	var took []time.Duration
 	var conn int
 	var err error
-	if kind == "rr" {
+	if kind != "crr" {
 		if conn, err = connect(server); err != nil {
 			return latency{}, err
 		}
@@ -94,7 +146,15 @@ func measure(kind string, server netip.AddrPort, cpu int, duration time.Duration
 				return latency{}, err
 			}
 		}
-		if err := ask(conn); err != nil {
+		switch kind {
+		case "send":
+			err = pass(conn, unix.Write)
+		case "receive":
+			err = pass(conn, unix.Read)
+		default:
+			err = ask(conn)
+		}
+		if err != nil {
 			return latency{}, err
 		}
 		if kind == "crr" {
@@ -122,6 +182,24 @@ func connect(server netip.AddrPort) (int, error) {
 	}
 	return fd, nil
 }
+
+// pass takes a piece through a connection.
+func pass(conn int, do func(int, []byte) (int, error)) error {
+	b := buffer[:]
+	for left := int(piece); left > 0; {
+		n, err := do(conn, b[:min(len(b), left)])
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return errors.New("the server closed the connection")
+		}
+		left -= n
+	}
+	return nil
+}
+
+var buffer [chunk]byte
 
 func ask(conn int) error {
 	b := [1]byte{'x'}

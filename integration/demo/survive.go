@@ -35,44 +35,44 @@ func (w *world) show() error {
 }
 
 // outcome prints what an act did on each host.
-func (w *world) outcome(said map[*host]string, err map[*host]error) {
-	for _, h := range w.hosts {
-		text := said[h]
-		if err[h] != nil {
-			text = err[h].Error()
+func (w *world) outcome(m *mode, said map[*side]string, err map[*side]error) {
+	for _, s := range m.sides {
+		text := said[s]
+		if err[s] != nil {
+			text = err[s].Error()
 		}
-		fmt.Printf("  %s %-8s %s\n", w.verdict(err[h]), h.Name, text)
+		fmt.Printf("  %s %-8s %s\n", w.verdict(err[s]), s.Name, text)
 	}
 }
 
 // kill ends the plugin without warning.
-func (w *world) kill() error {
+func (w *world) kill(m *mode) error {
 	title("kill -9 of the plugin: published ports and connections go on, the engine starts it again")
 	w.command("kill -9 $(pgrep -f '^/dockway serve')")
-	return w.act(func(h *host) (string, error) {
-		held, err := w.hold(h)
+	return w.act(m, func(s *side) (string, error) {
+		held, err := w.hold(s)
 		if err != nil {
 			return "", err
 		}
-		before, err := h.PluginPID()
+		before, err := s.PluginPID()
 		if err != nil {
 			return "", err
 		}
-		if err := h.KillPlugin(); err != nil {
+		if err := s.KillPlugin(); err != nil {
 			return "", err
 		}
 		start := time.Now()
 		asked := 0
 		for ; asked < 5; asked++ { // whether it is down still or back already
-			if err := w.reached(h, "1s"); err != nil {
+			if err := w.askPublished(s, "1s"); err != nil {
 				return "", fmt.Errorf("the published port does not go on: %w", err)
 			}
 		}
-		if err := h.WaitPlugin(before); err != nil {
+		if err := s.WaitPlugin(before); err != nil {
 			return "", err
 		}
 		back := time.Since(start)
-		if err := w.reached(h, "1s"); err != nil {
+		if err := w.askPublished(s, "1s"); err != nil {
 			return "", fmt.Errorf("the published port is not back: %w", err)
 		}
 		lines, err := held()
@@ -84,16 +84,16 @@ func (w *world) kill() error {
 }
 
 // flush takes every nftables rule of the host away.
-func (w *world) flush() error {
+func (w *world) flush(m *mode) error {
 	title("Somebody flushes all of the host's nftables rules: dockway puts its own back")
 	w.command("nft flush ruleset")
-	return w.act(func(h *host) (string, error) {
-		if _, err := h.Run("nft", "flush", "ruleset"); err != nil {
+	return w.act(m, func(s *side) (string, error) {
+		if _, err := s.Run("nft", "flush", "ruleset"); err != nil {
 			return "", err
 		}
 		start := time.Now()
 		err := lab.WaitFor(5*time.Second, "repair", func() (bool, error) {
-			err := w.reached(h, "100ms")
+			err := w.askPublished(s, "100ms")
 			return err == nil, err
 		})
 		took := time.Since(start)
@@ -103,7 +103,7 @@ func (w *world) flush() error {
 		if took > time.Second {
 			return "", fmt.Errorf("the published port was repaired after %s, later than a second", seconds(took))
 		}
-		if said, err := w.ask(place{w.outside, ""}, "300ms", "tcp", h.web1+":80"); err == nil {
+		if said, err := w.ask(place{machine: w.outside}, "300ms", "tcp", s.one+":80"); err == nil {
 			return "", fmt.Errorf("the container's own address is open to the outside, and sees %s", said)
 		}
 		return fmt.Sprintf("published port reached again after %s, the container's own address is closed again", seconds(took)), nil
@@ -111,20 +111,20 @@ func (w *world) flush() error {
 }
 
 // act does something on both hosts and prints how it went.
-func (w *world) act(do func(*host) (string, error)) error {
-	said, errs := map[*host]string{}, map[*host]error{}
+func (w *world) act(m *mode, do func(*side) (string, error)) error {
+	said, errs := map[*side]string{}, map[*side]error{}
 	var mu sync.Mutex
-	_ = w.each(func(h *host) error {
-		text, err := do(h)
+	_ = each(m.sides, func(s *side) error {
+		text, err := do(s)
 		mu.Lock()
 		defer mu.Unlock()
-		said[h], errs[h] = text, err
+		said[s], errs[s] = text, err
 		return nil
 	})
 	if err := w.ctx.Err(); err != nil {
 		return err
 	}
-	w.outcome(said, errs)
+	w.outcome(m, said, errs)
 	return nil
 }
 
@@ -132,9 +132,9 @@ func (w *world) command(text string) {
 	fmt.Println("  " + paint(dim, w.hosts[0].Name+"# "+text) + paint(dim, "   and on "+w.hosts[1].Name))
 }
 
-// reached asks the published port from outside.
-func (w *world) reached(h *host, timeout string) error {
-	said, err := w.ask(place{w.outside, ""}, timeout, "tcp", h.ip+":8080")
+// askPublished asks the published port from outside.
+func (w *world) askPublished(s *side, timeout string) error {
+	said, err := w.ask(place{machine: w.outside}, timeout, "tcp", s.ip+":8080")
 	if err == nil && !strings.HasPrefix(said, outsideIP+":") {
 		err = fmt.Errorf("the server sees %s", said)
 	}
@@ -142,9 +142,9 @@ func (w *world) reached(h *host, timeout string) error {
 }
 
 // hold keeps a connection from outside through the published port busy. What it returns ends it.
-func (w *world) hold(h *host) (end func() (lines string, err error), err error) {
+func (w *world) hold(s *side) (end func() (lines string, err error), err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	cmd := w.outside.Command(ctx, w.probe, "-timeout", "5s", "hold", "tcp", h.ip+":8080")
+	cmd := w.outside.Command(ctx, w.probe, "-timeout", "5s", "hold", "tcp", s.ip+":8080")
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		cancel()
