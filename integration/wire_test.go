@@ -149,7 +149,7 @@ func settled(t *testing.T, what string, is func() bool) {
 // uplink is what the host has on its uplink, but for anycast addresses, which come with forwarding.
 func (h *host) uplink() string {
 	h.t.Helper()
-	out, err := h.Script("ip -o link show eth1 | sed 's/^[0-9]*: //; s/@[^:]*//; s/qdisc.*//; s/,UP,LOWER_UP//'; cat /sys/class/net/eth1/address; ip -o address show eth1; ip route show table all dev eth1 | grep -v anycast | sort; ip -6 route show table all dev eth1 | grep -v anycast | sort; ip -o link show type bridge | grep dwx || true")
+	out, err := h.Script("ip -o link show eth1 | sed 's/^[0-9]*: //; s/@[^:]*//; s/qdisc.*//; s/,UP,LOWER_UP//'; cat /sys/class/net/eth1/address; ip -o address show eth1 | sed 's/^[0-9]*: //'; ip route show table all dev eth1 | grep -v anycast | sort; ip -6 route show table all dev eth1 | grep -v anycast | sort; ip -o link show type bridge | grep dwx || true")
 	if err != nil {
 		h.t.Fatal(err)
 	}
