@@ -48,6 +48,7 @@ type link struct {
 	group    uint32
 	up       bool
 	isolated bool
+	hairpin  bool
 }
 
 // named reports whether the link has a name of the form that ours have.
@@ -112,6 +113,8 @@ func parseLink(body []byte) *link {
 			port, _ := attribute(value, unix.IFLA_INFO_SLAVE_DATA)
 			isolated, ok := attribute(port, unix.IFLA_BRPORT_ISOLATED)
 			l.isolated = ok && isolated[0] != 0
+			hairpin, ok := attribute(port, unix.IFLA_BRPORT_MODE)
+			l.hairpin = ok && hairpin[0] != 0
 		}
 	}
 	return l
@@ -189,7 +192,8 @@ func (k *Kernel) listLinks(ctx context.Context) ([]*link, error) {
 }
 
 // object is the plan's view of a link of ours. A link of the wrong kind is shown under the kind
-// that its name promises, with nothing right about it.
+// that its name promises, with nothing right about it; so is a port without the hairpin that every
+// port gets, of which a plan does not speak.
 func (l *link) object(master string) plan.Object {
 	if strings.HasPrefix(l.name, bridgePrefix) {
 		if l.kind != kindBridge {
@@ -197,7 +201,7 @@ func (l *link) object(master string) plan.Object {
 		}
 		return plan.Bridge{Name: l.name, Alias: l.alias, MAC: l.mac, MTU: l.mtu, Up: l.up}
 	}
-	if l.kind != kindVeth {
+	if l.kind != kindVeth || !l.hairpin {
 		return plan.Veth{Name: l.name, Alias: l.alias}
 	}
 	return plan.Veth{Name: l.name, Alias: l.alias, Bridge: master, MTU: l.mtu, Isolated: l.isolated, Up: l.up}
