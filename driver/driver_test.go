@@ -378,6 +378,14 @@ func TestDynamicPortIsKept(t *testing.T) {
 	}
 }
 
+// slowKernel takes its time to look, so that calls overlap.
+type slowKernel struct{ *fakeKernel }
+
+func (k slowKernel) Observe(ctx context.Context, keys []plan.Key) (plan.State, error) {
+	time.Sleep(time.Millisecond) // virtual
+	return k.fakeKernel.Observe(ctx, keys)
+}
+
 // TestPublishAtOnce: of two containers of different networks that publish one host port at the same
 // time, one gets it.
 func TestPublishAtOnce(t *testing.T) {

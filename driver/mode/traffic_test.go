@@ -276,7 +276,8 @@ func linkLocalOf(s, seenBy space) string {
 	s.t.Helper()
 	find := func(s space) (address netip.Addr, index int) {
 		s.in(func() {
-			for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			deadline := time.After(10 * time.Second)
+			for {
 				link, err := net.InterfaceByName("eth0")
 				if err != nil {
 					s.t.Error(err)
@@ -289,9 +290,11 @@ func linkLocalOf(s, seenBy space) string {
 						return
 					}
 				}
-				if time.Now().After(deadline) {
+				select {
+				case <-deadline:
 					s.t.Errorf("eth0 has no link-local address: %v", all)
 					return
+				case <-time.After(time.Millisecond):
 				}
 			}
 		})
