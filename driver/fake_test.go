@@ -115,7 +115,7 @@ func (k *fakeKernel) Watch(context.Context) (<-chan struct{}, error)   { return 
 func (k *fakeKernel) Routes(context.Context) ([]plan.HostRoute, error) { return k.routes, nil }
 func (k *fakeKernel) Uplinks(context.Context) ([]string, error)        { return []string{"eth0"}, nil }
 func (k *fakeKernel) Warnings() []string                               { return nil }
-func (k *fakeKernel) holds(t *testing.T, s *Service, want bool, o plan.Object) {
+func (k *fakeKernel) holds(t *testing.T, want bool, o plan.Object) {
 	t.Helper()
 	k.mu.Lock()
 	defer k.mu.Unlock()

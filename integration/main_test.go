@@ -132,7 +132,6 @@ type host struct {
 	*lab.Host
 	t  *testing.T
 	ip string // on the LAN
-	n  int
 }
 
 func onHost(t *testing.T, h *lab.Host) *host {

@@ -137,7 +137,7 @@ func (m *Manager) RequestAddress(ctx context.Context, r AddressRequest) (netip.P
 		return netip.Prefix{}, err
 	}
 	defer p.mu.Unlock()
-	next, ok := p.next, true
+	next := p.next
 	record := addressRecord{Kind: r.kind(), Name: r.Options[optionName], MAC: r.Options[optionMAC]}
 	if a.IsValid() {
 		if err := checkAddress(p.subnet, a); err != nil {
@@ -149,8 +149,11 @@ func (m *Manager) RequestAddress(ctx context.Context, r AddressRequest) (netip.P
 			}
 			return netip.Prefix{}, fmt.Errorf("address %s in pool %s is %w: it is %s", a, r.PoolID, taken, g.holder())
 		}
-	} else if a, next, ok = p.choose(); !ok {
-		return netip.Prefix{}, fmt.Errorf("pool %s is %w: all %d addresses of %s are held; remove containers, or create a network with a larger subnet or range", r.PoolID, exhausted, p.size, p.inner)
+	} else {
+		var ok bool
+		if a, next, ok = p.choose(); !ok {
+			return netip.Prefix{}, fmt.Errorf("pool %s is %w: all %d addresses of %s are held; remove containers, or create a network with a larger subnet or range", r.PoolID, exhausted, p.size, p.inner)
+		}
 	}
 
 	changes := []Change{p.addressChange(a, record)}
