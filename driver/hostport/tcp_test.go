@@ -111,7 +111,7 @@ func TestHalfClose(t *testing.T) {
 	}
 
 	c = dialTCP(t, "127.0.0.1:81")
-	io.WriteString(c, "question")
+	_, _ = io.WriteString(c, "question")
 	_ = c.CloseWrite()
 	if b, err := io.ReadAll(c); err != nil || string(b) != "question!" {
 		t.Errorf("read %q, %v", b, err)
@@ -135,7 +135,7 @@ func TestTransfer(t *testing.T) {
 		var wg sync.WaitGroup
 		wg.Go(func() { received <- sum(c) })
 		_, _ = io.Copy(c, data(1))
-		c.CloseWrite()
+		_ = c.CloseWrite()
 		wg.Wait()
 	})
 	hold(t, p, hostPort(tcp, "127.0.0.1:80", container4+":80"))
@@ -143,7 +143,7 @@ func TestTransfer(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		_, _ = io.Copy(c, data(2))
-		c.CloseWrite()
+		_ = c.CloseWrite()
 	})
 	if got, want := sum(c), sum(data(1)); !bytes.Equal(got, want) {
 		t.Errorf("from the server: %s, want %s", got, want)
@@ -183,12 +183,12 @@ func TestReset(t *testing.T) {
 	p, _ := start(t)
 	ended := make(chan error, 1)
 	listenTCP(t, container4+":80", func(c *net.TCPConn) {
-		io.WriteString(c, "x")
+		_, _ = io.WriteString(c, "x")
 		_, err := io.Copy(io.Discard, c)
 		ended <- err
 	})
 	listenTCP(t, container4+":81", func(c *net.TCPConn) {
-		io.WriteString(c, "last words")
+		_, _ = io.WriteString(c, "last words")
 		_, _ = c.Read(make([]byte, 1))
 		_ = c.SetLinger(0)
 	})
@@ -206,7 +206,7 @@ func TestReset(t *testing.T) {
 	if _, err := io.ReadFull(c, b); err != nil {
 		t.Fatal(err)
 	}
-	io.WriteString(c, "x")
+	_, _ = io.WriteString(c, "x")
 	wantReset(t, c)
 }
 
@@ -216,8 +216,8 @@ func TestServerGone(t *testing.T) {
 	p, _ := start(t)
 	listenTCP(t, container4+":80", func(c *net.TCPConn) {
 		_, _ = c.Read(make([]byte, 1))
-		io.WriteString(c, "too large")
-		c.CloseWrite()
+		_, _ = io.WriteString(c, "too large")
+		_ = c.CloseWrite()
 	}) // closed with data unread: a reset follows
 	hold(t, p, hostPort(tcp, "127.0.0.1:80", container4+":80"))
 	c := dialTCP(t, "127.0.0.1:80")
@@ -289,7 +289,7 @@ func TestNothingLeaks(t *testing.T) {
 		c := dialTCP(t, "127.0.0.1:80")
 		readWord(t, c)
 		if i%2 == 0 {
-			c.SetLinger(0)
+			_ = c.SetLinger(0)
 		}
 		c.Close()
 	}
@@ -360,8 +360,8 @@ func TestLastWords(t *testing.T) {
 	var client, server *net.TCPConn
 	r.client.TCPConn, client = pair(host4 + ":1")
 	r.server.TCPConn, server = pair(container4 + ":80")
-	io.WriteString(client, "x")
-	io.WriteString(server, "answer")
+	_, _ = io.WriteString(client, "x")
+	_, _ = io.WriteString(server, "answer")
 	_ = server.SetLinger(0)
 	server.Close()
 	r.copy(&r.server, &r.client)
@@ -484,7 +484,7 @@ func TestManyClients(t *testing.T) {
 	for i, c := range clients {
 		wg.Go(func() {
 			b := make([]byte, 5)
-			io.WriteString(c, fmt.Sprintf("%04d", i))
+			_, _ = io.WriteString(c, fmt.Sprintf("%04d", i))
 			if _, err := io.ReadFull(c, b); err != nil || string(b) != fmt.Sprintf("a%04d", i) {
 				t.Errorf("client %d: %q, %v", i, b, err)
 			}
