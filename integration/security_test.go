@@ -362,6 +362,105 @@ func sendPackets(t *testing.T, f from, to string, frames ...[]byte) {
 	}
 }
 
+// speaker is a container that speaks to a station of its LAN, and may pretend to be another.
+type speaker struct {
+	mac, v4, v6        string // its own
+	toMAC, to4, to6    string // whom it speaks to
+	gateway4, gateway6 string
+	foreign4, foreign6 string // addresses of nobody
+}
+
+const (
+	foreignMAC, floodedMAC = "02:42:00:00:00:99", "ff:ff:ff:ff:ff:ff"
+	allNodes, allNodesMAC  = "ff02::1", "33:33:00:00:00:01"
+	bridgeGroup, lldpGroup = "01:80:c2:00:00:00", "01:80:c2:00:00:0e"
+)
+
+// forgery is a frame that has its own name in it.
+type forgery struct {
+	what  string
+	frame func(mark string) []byte
+	only6 bool
+}
+
+// honest is what a container may say.
+func (s speaker) honest() []forgery {
+	link := linkLocal(s.mac)
+	return []forgery{
+		{"its own IPv4 address", func(m string) []byte { return udp(s.toMAC, s.mac, s.v4, 7, s.to4, 7, m) }, false},
+		{"its own IPv6 address", func(m string) []byte { return udp(s.toMAC, s.mac, s.v6, 7, s.to6, 7, m) }, true},
+		{"its link-local address", func(m string) []byte { return udp(s.toMAC, s.mac, link, 7, s.to6, 7, m) }, true},
+		{"a flood", func(m string) []byte { return udp(floodedMAC, s.mac, s.v4, 7, "255.255.255.255", 7, m) }, false},
+		{"an ARP request", func(m string) []byte { return arp(floodedMAC, s.mac, 1, s.mac, s.v4, s.to4, m) }, false},
+		{"an ARP probe", func(m string) []byte { return arp(floodedMAC, s.mac, 1, s.mac, "0.0.0.0", s.v4, m) }, false},
+		{"gratuitous ARP for itself", func(m string) []byte { return arp(floodedMAC, s.mac, 2, s.mac, s.v4, s.v4, m) }, false},
+		{"neighbour advertisement for itself", func(m string) []byte { return nd(allNodesMAC, s.mac, 136, s.v6, allNodes, s.v6, m) }, true},
+		{"neighbour solicitation", func(m string) []byte { return nd(s.toMAC, s.mac, 135, s.v6, s.to6, s.to6, m) }, true},
+	}
+}
+
+// forged is what it may not.
+func (s speaker) forged() []forgery {
+	link := linkLocal(s.mac)
+	return []forgery{
+		{"foreign MAC", func(m string) []byte { return udp(s.toMAC, foreignMAC, s.v4, 7, s.to4, 7, m) }, false},
+		{"foreign MAC, IPv6", func(m string) []byte { return udp(s.toMAC, foreignMAC, s.v6, 7, s.to6, 7, m) }, true},
+		{"foreign address", func(m string) []byte { return udp(s.toMAC, s.mac, s.foreign4, 7, s.to4, 7, m) }, false},
+		{"foreign IPv6 address", func(m string) []byte { return udp(s.toMAC, s.mac, s.foreign6, 7, s.to6, 7, m) }, true},
+		{"foreign link-local address", func(m string) []byte { return udp(s.toMAC, s.mac, linkLocal(foreignMAC), 7, s.to6, 7, m) }, true},
+		{"the gateway's address", func(m string) []byte { return udp(s.toMAC, s.mac, s.gateway4, 7, s.to4, 7, m) }, false},
+		{"the receiver's own address", func(m string) []byte { return udp(s.toMAC, s.toMAC, s.to4, 7, s.to4, 7, m) }, false},
+		{"ARP with foreign sender address", func(m string) []byte { return arp(floodedMAC, s.mac, 1, s.mac, s.foreign4, s.to4, m) }, false},
+		{"ARP with foreign sender MAC", func(m string) []byte { return arp(floodedMAC, s.mac, 1, foreignMAC, s.v4, s.to4, m) }, false},
+		{"ARP of a foreign station", func(m string) []byte { return arp(floodedMAC, foreignMAC, 1, foreignMAC, s.v4, s.to4, m) }, false},
+		{"ARP answer for the gateway", func(m string) []byte { return arp(s.toMAC, s.mac, 2, s.mac, s.gateway4, s.to4, m) }, false},
+		{"gratuitous ARP for the gateway", func(m string) []byte { return arp(floodedMAC, s.mac, 2, s.mac, s.gateway4, s.gateway4, m) }, false},
+		{"neighbour advertisement for the gateway", func(m string) []byte { return nd(allNodesMAC, s.mac, 136, s.v6, allNodes, s.gateway6, m) }, true},
+		{"neighbour advertisement for a foreign address", func(m string) []byte { return nd(s.toMAC, s.mac, 136, link, s.to6, s.foreign6, m) }, true},
+		{"router advertisement", func(m string) []byte {
+			return ipFrame(allNodesMAC, s.mac, 58, link, allNodes, advert(link, allNodes, m))
+		}, true},
+		{"router advertisement to one", func(m string) []byte { return ipFrame(s.toMAC, s.mac, 58, link, s.to6, advert(link, s.to6, m)) }, true},
+		{"router advertisement behind options", func(m string) []byte {
+			return ipFrame(allNodesMAC, s.mac, 60, link, allNodes, append([]byte{58, 0, 1, 4, 0, 0, 0, 0}, advert(link, allNodes, m)...))
+		}, true},
+		{"redirect", func(m string) []byte { return nd(s.toMAC, s.mac, 137, link, s.to6, s.foreign6, m) }, true},
+		{"DHCP server's answer", func(m string) []byte { return udp(s.toMAC, s.mac, s.v4, 67, s.to4, 68, m) }, false},
+		{"DHCP server's flooded answer", func(m string) []byte { return udp(floodedMAC, s.mac, s.v4, 67, "255.255.255.255", 68, m) }, false},
+		{"DHCPv6 server's answer", func(m string) []byte { return udp(s.toMAC, s.mac, link, 547, s.to6, 546, m) }, true},
+		{"VLAN tag", func(m string) []byte { return tagged(0x8100, udp(s.toMAC, s.mac, s.v4, 7, s.to4, 7, m)) }, false},
+		{"service provider's tag", func(m string) []byte { return tagged(0x88a8, udp(s.toMAC, s.mac, s.v4, 7, s.to4, 7, m)) }, false},
+		{"BPDU", func(m string) []byte {
+			return ethernet(bridgeGroup, s.mac, uint16(3+len(m)), append([]byte{0x42, 0x42, 3}, m...))
+		}, false},
+		{"BPDU to one", func(m string) []byte {
+			return ethernet(s.toMAC, s.mac, uint16(3+len(m)), append([]byte{0x42, 0x42, 3}, m...))
+		}, false},
+		{"LLDP", func(m string) []byte { return ethernet(lldpGroup, s.mac, 0x88cc, []byte(m)) }, false},
+		{"a protocol that is neither IP nor ARP", func(m string) []byte { return ethernet(s.toMAC, s.mac, 0x88b5, []byte(m)) }, false},
+	}
+}
+
+// marked are the frames of forgeries, and the marks in them.
+func marked(six bool, all ...forgery) (frames [][]byte, marks []string) {
+	for _, f := range all {
+		if !f.only6 || six {
+			frames, marks = append(frames, f.frame(f.what+".")), append(marks, f.what+".")
+		}
+	}
+	return frames, marks
+}
+
+// split is a router advertisement whose type is in the second fragment.
+func (s speaker) split(mark string) [][]byte {
+	link := linkLocal(s.mac)
+	options := []byte{58, 0, 1, 4, 0, 0, 0, 0}
+	return [][]byte{
+		ipFrame(s.toMAC, s.mac, 44, link, s.to6, append([]byte{60, 0, 0, 1, 0, 0, 0, 9}, options...)),
+		ipFrame(s.toMAC, s.mac, 44, link, s.to6, append([]byte{60, 0, 0, 8, 0, 0, 0, 9}, advert(link, s.to6, mark)...)),
+	}
+}
+
 // TestPortSecurity: a container cannot speak as somebody else, nor as a router, a DHCP server or a
 // switch.
 func TestPortSecurity(t *testing.T) {
@@ -369,87 +468,21 @@ func TestPortSecurity(t *testing.T) {
 		h.network("spoof", "--subnet", "198.19.31.0/24", "--ipv6", "--subnet", "fd00:19:31::/64")
 		h.client("spoof-a", "spoof")
 		h.client("spoof-b", "spoof")
-		a4, a6, aMAC := h.address("spoof-a", "spoof"), h.address6("spoof-a", "spoof"), mac(t, h.exec("spoof-a"), "eth0")
-		b4, b6, bMAC := h.address("spoof-b", "spoof"), h.address6("spoof-b", "spoof"), mac(t, h.exec("spoof-b"), "eth0")
-		const (
-			gateway4, gateway6  = "198.19.31.1", "fd00:19:31::1"
-			foreign4, foreign6  = "198.19.31.99", "fd00:19:31::99"
-			foreignMAC, flooded = "02:42:00:00:00:99", "ff:ff:ff:ff:ff:ff"
-			allNodes, nodesMAC  = "ff02::1", "33:33:00:00:00:01"
-			bridgeGroup, lldp   = "01:80:c2:00:00:00", "01:80:c2:00:00:0e"
-		)
-		link := linkLocal(aMAC)
-		passes := []struct {
-			what  string
-			frame func(mark string) []byte
-		}{
-			{"its own IPv4 address", func(m string) []byte { return udp(bMAC, aMAC, a4, 7, b4, 7, m) }},
-			{"its own IPv6 address", func(m string) []byte { return udp(bMAC, aMAC, a6, 7, b6, 7, m) }},
-			{"its link-local address", func(m string) []byte { return udp(bMAC, aMAC, link, 7, b6, 7, m) }},
-			{"a flood", func(m string) []byte { return udp(flooded, aMAC, a4, 7, "255.255.255.255", 7, m) }},
-			{"an ARP request", func(m string) []byte { return arp(flooded, aMAC, 1, aMAC, a4, b4, m) }},
-			{"an ARP probe", func(m string) []byte { return arp(flooded, aMAC, 1, aMAC, "0.0.0.0", a4, m) }},
-			{"gratuitous ARP for itself", func(m string) []byte { return arp(flooded, aMAC, 2, aMAC, a4, a4, m) }},
-			{"neighbour advertisement for itself", func(m string) []byte { return nd(nodesMAC, aMAC, 136, a6, allNodes, a6, m) }},
-			{"neighbour solicitation", func(m string) []byte { return nd(bMAC, aMAC, 135, a6, b6, b6, m) }},
+		s := speaker{
+			mac: mac(t, h.exec("spoof-a"), "eth0"), v4: h.address("spoof-a", "spoof"), v6: h.address6("spoof-a", "spoof"),
+			toMAC: mac(t, h.exec("spoof-b"), "eth0"), to4: h.address("spoof-b", "spoof"), to6: h.address6("spoof-b", "spoof"),
+			gateway4: "198.19.31.1", gateway6: "fd00:19:31::1", foreign4: "198.19.31.99", foreign6: "fd00:19:31::99",
 		}
-		drops := []struct {
-			what  string
-			frame func(mark string) []byte
-		}{
-			{"foreign MAC", func(m string) []byte { return udp(bMAC, foreignMAC, a4, 7, b4, 7, m) }},
-			{"foreign MAC, IPv6", func(m string) []byte { return udp(bMAC, foreignMAC, a6, 7, b6, 7, m) }},
-			{"foreign address", func(m string) []byte { return udp(bMAC, aMAC, foreign4, 7, b4, 7, m) }},
-			{"foreign IPv6 address", func(m string) []byte { return udp(bMAC, aMAC, foreign6, 7, b6, 7, m) }},
-			{"foreign link-local address", func(m string) []byte { return udp(bMAC, aMAC, linkLocal(foreignMAC), 7, b6, 7, m) }},
-			{"the gateway's address", func(m string) []byte { return udp(bMAC, aMAC, gateway4, 7, b4, 7, m) }},
-			{"the receiver's own address", func(m string) []byte { return udp(bMAC, bMAC, b4, 7, b4, 7, m) }},
-			{"ARP with foreign sender address", func(m string) []byte { return arp(flooded, aMAC, 1, aMAC, foreign4, b4, m) }},
-			{"ARP with foreign sender MAC", func(m string) []byte { return arp(flooded, aMAC, 1, foreignMAC, a4, b4, m) }},
-			{"ARP of a foreign station", func(m string) []byte { return arp(flooded, foreignMAC, 1, foreignMAC, a4, b4, m) }},
-			{"ARP answer for the gateway", func(m string) []byte { return arp(bMAC, aMAC, 2, aMAC, gateway4, b4, m) }},
-			{"gratuitous ARP for the gateway", func(m string) []byte { return arp(flooded, aMAC, 2, aMAC, gateway4, gateway4, m) }},
-			{"neighbour advertisement for the gateway", func(m string) []byte { return nd(nodesMAC, aMAC, 136, a6, allNodes, gateway6, m) }},
-			{"neighbour advertisement for a foreign address", func(m string) []byte { return nd(bMAC, aMAC, 136, link, b6, foreign6, m) }},
-			{"router advertisement", func(m string) []byte { return ipFrame(nodesMAC, aMAC, 58, link, allNodes, advert(link, allNodes, m)) }},
-			{"router advertisement to one", func(m string) []byte { return ipFrame(bMAC, aMAC, 58, link, b6, advert(link, b6, m)) }},
-			{"router advertisement behind options", func(m string) []byte {
-				return ipFrame(nodesMAC, aMAC, 60, link, allNodes, append([]byte{58, 0, 1, 4, 0, 0, 0, 0}, advert(link, allNodes, m)...))
-			}},
-			{"redirect", func(m string) []byte { return nd(bMAC, aMAC, 137, link, b6, foreign6, m) }},
-			{"DHCP server's answer", func(m string) []byte { return udp(bMAC, aMAC, a4, 67, b4, 68, m) }},
-			{"DHCP server's flooded answer", func(m string) []byte { return udp(flooded, aMAC, a4, 67, "255.255.255.255", 68, m) }},
-			{"DHCPv6 server's answer", func(m string) []byte { return udp(bMAC, aMAC, link, 547, b6, 546, m) }},
-			{"VLAN tag", func(m string) []byte { return tagged(0x8100, udp(bMAC, aMAC, a4, 7, b4, 7, m)) }},
-			{"service provider's tag", func(m string) []byte { return tagged(0x88a8, udp(bMAC, aMAC, a4, 7, b4, 7, m)) }},
-			{"BPDU", func(m string) []byte {
-				return ethernet(bridgeGroup, aMAC, uint16(3+len(m)), append([]byte{0x42, 0x42, 3}, m...))
-			}},
-			{"BPDU to one", func(m string) []byte {
-				return ethernet(bMAC, aMAC, uint16(3+len(m)), append([]byte{0x42, 0x42, 3}, m...))
-			}},
-			{"LLDP", func(m string) []byte { return ethernet(lldp, aMAC, 0x88cc, []byte(m)) }},
-			{"a protocol that is neither IP nor ARP", func(m string) []byte { return ethernet(bMAC, aMAC, 0x88b5, []byte(m)) }},
-		}
-		var frames [][]byte
-		var want, marks []string
-		for _, c := range passes {
-			frames, want = append(frames, c.frame(c.what+".")), append(want, c.what+".")
-		}
-		for _, c := range drops {
-			frames, marks = append(frames, c.frame(c.what+".")), append(marks, c.what+".")
-		}
+		frames, want := marked(true, s.honest()...)
+		forged, marks := marked(true, s.forged()...)
 		// Nor is a router advertisement whose type is in the second fragment put together on the way.
 		const split = "router advertisement in fragments"
-		options := []byte{58, 0, 1, 4, 0, 0, 0, 0}
-		frames = append(frames,
-			ipFrame(bMAC, aMAC, 44, link, b6, append([]byte{60, 0, 0, 1, 0, 0, 0, 9}, options...)),
-			ipFrame(bMAC, aMAC, 44, link, b6, append([]byte{60, 0, 0, 8, 0, 0, 0, 9}, advert(link, b6, split)...)))
+		frames = append(append(frames, forged...), s.split(split)...)
 		marks = append(marks, split)
 
 		seen := h.watchIn("spoof-b", "eth0", "the end")
 		sendFrames(t, h.in("spoof-a"), "eth0", frames...)
-		sendFrames(t, h.in("spoof-a"), "eth0", udp(bMAC, aMAC, a4, 7, b4, 7, "the end"))
+		sendFrames(t, h.in("spoof-a"), "eth0", udp(s.toMAC, s.mac, s.v4, 7, s.to4, 7, "the end"))
 		same(t, "from one container to another", seen.said(append(marks, want...)...), want)
 	})
 }
@@ -592,6 +625,22 @@ func nd(toMAC, fromMAC string, kind byte, from, to, target, text string) []byte 
 	}
 	return ipFrame(toMAC, fromMAC, 58, from, to, summed(58, from, to, 2, append(b, option(text)...)))
 }
+
+// ndOf is a message of neighbour discovery with options as they are given: a solicitation (135) or
+// advertisement (136) of a target, or a router solicitation (133), which has none.
+func ndOf(toMAC, fromMAC string, kind byte, from, to, target string, options ...[]byte) []byte {
+	b := []byte{kind, 0, 0, 0, 0, 0, 0, 0}
+	if kind != 133 {
+		b = append(b, netip.MustParseAddr(target).AsSlice()...)
+	}
+	return ipFrame(toMAC, fromMAC, 58, from, to, summed(58, from, to, 2, append(b, bytes.Join(options, nil)...)))
+}
+
+// linkLayer is the option that says a MAC: the source's (1) or the target's (2).
+func linkLayer(kind byte, mac string) []byte { return append([]byte{kind, 1}, hardware(mac)...) }
+
+// nonce is the option of duplicate address detection (RFC 7527).
+func nonce() []byte { return []byte{14, 1, 1, 2, 3, 4, 5, 6} }
 
 // advert is a router advertisement.
 func advert(from, to, text string) []byte {

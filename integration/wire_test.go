@@ -27,6 +27,8 @@ const (
 	far4, far6                   = "198.18.65.100", "fd00:65::100"
 	farGateway, farGateway6      = "198.18.65.254", "fd00:65::fe"
 	containerUplink, wireServing = "eth1", ":80"
+	// Addresses of the outside machine that no container has reason to ask.
+	unasked4, unasked6 = "198.18.64.101", "fd00:64::101"
 	// A second subnet of the wire, for a second network.
 	second4, secondGateway, secondOutside4 = "198.18.66.0/24", "198.18.66.254", "198.18.66.100"
 )
@@ -80,6 +82,9 @@ var theWire = sync.OnceValues(func() (*wire, error) {
 		return nil, err
 	}
 	if _, err := w.outside.Run("ip", "address", "add", secondOutside4+"/24", "dev", "eth0"); err != nil {
+		return nil, err
+	}
+	if _, err := w.outside.Run("ip", "address", "add", unasked4+"/24", "dev", "eth0"); err != nil {
 		return nil, err
 	}
 	if w.far, err = machine("far", behind, far4, far6, farGateway, farGateway6); err != nil {

@@ -49,7 +49,13 @@ var (
 
 	apart = &nft.Set{Family: nft.Bridge, Name: "apart", Key: []nft.Type{nft.IfName}, Guard: true, Comment: "ports in a VLAN, which the host is not in"}
 
-	externalSets = []*nft.Set{apart, inside4, inside6, host, l2port, hostMAC, behind4, behind6, routed4, routed6, tunnel, gateway, tenant4}
+	// Containers that do not reach each other. Not every kernel tells the bridge of a port (meta
+	// ibrname), so an address counts on all switches.
+	silent  = &nft.Set{Family: nft.Bridge, Name: "silent", Key: []nft.Type{nft.IfName}, Guard: true, Comment: "ports of networks with disable_icc"}
+	silent4 = &nft.Set{Family: nft.Bridge, Name: "silent4", Key: []nft.Type{nft.IPv4}, Guard: true, Comment: "containers of networks with disable_icc"}
+	silent6 = &nft.Set{Family: nft.Bridge, Name: "silent6", Key: []nft.Type{nft.IPv6}, Guard: true, Comment: "containers of networks with disable_icc"}
+
+	externalSets = []*nft.Set{apart, inside4, inside6, host, l2port, hostMAC, behind4, behind6, routed4, routed6, tunnel, gateway, tenant4, silent, silent4, silent6}
 )
 
 // Sets of family inet: containers of l2bridge networks, whose published ports the host routes.
@@ -101,6 +107,8 @@ var externalChains = []*nft.Chain{
 		nft.R("bridged (6)", nft.In(inside6, nft.EtherDAddr, nft.IP6DAddr), nft.MarkSet{Bit: bridged}),
 	}},
 	{Name: "leaving", Rules: []nft.Rule{
+		nft.R("disable_icc, also by way of a router", nft.In(silent, nft.IIfName), nft.In(silent4, nft.IPDAddr), nft.Drop),
+		nft.R("disable_icc, also by way of a router (6)", nft.In(silent, nft.IIfName), nft.In(silent6, nft.IP6DAddr), nft.Drop),
 		nft.R("everything through the gateway", nft.In(tunnel, nft.IIfName), nft.Goto("tunnelling")),
 		nft.R("to a container on this host", nft.In(inside4, nft.EtherDAddr, nft.IPDAddr), nft.MarkSet{Bit: bridged}, nft.Accept),
 		nft.R("to a container on this host (6)", nft.In(inside6, nft.EtherDAddr, nft.IP6DAddr), nft.MarkSet{Bit: bridged}, nft.Accept),
@@ -133,6 +141,7 @@ var externalChains = []*nft.Chain{
 		nft.R("stays on this host", nft.Is(nft.OIfName, externalPorts), nft.Accept),
 		nft.R("with its own MAC", nft.NotIn(l2port, nft.IIfName), nft.Accept),
 		nft.R("the host's MAC in ARP", nft.Mapped(nft.ARPSenderMAC, hostMAC, nft.IIfName)),
+		nft.R("and as whom it looks for", nft.In(station, nft.IIfName, nft.ARPTargetMAC), nft.Mapped(nft.ARPTargetMAC, hostMAC, nft.IIfName)),
 		nft.R("the host's MAC in neighbour discovery", nft.Is(nft.L4Proto, "ipv6-icmp"), nft.Jump("nd")),
 		nft.R("the host's MAC", nft.Mapped(nft.EtherSAddr, hostMAC, nft.IIfName), nft.Accept),
 		nft.R("not yet, or no longer, connected", nft.Drop),
@@ -146,6 +155,9 @@ var externalChains = []*nft.Chain{
 		nft.R("the host is not in the VLAN", nft.In(apart, nft.OIfName), nft.Drop),
 	}},
 	{Name: "nd", Rules: []nft.Rule{
+		// No message of Linux has two options. One of length 0 makes the message void (RFC 4861, section 4.6).
+		nft.R("could tell the container's MAC in a second option", nft.AnyOf(nft.ICMPv6Type, "nd-neighbor-solicit", "nd-neighbor-advert"), nft.IsNot(nft.NDSecond, "0x0"), nft.Drop),
+		nft.R("could tell the container's MAC in a second option", nft.Is(nft.ICMPv6Type, "nd-router-solicit"), nft.IsNot(nft.RSSecond, "0x0"), nft.Drop),
 		nft.R("solicits", nft.Is(nft.ICMPv6Type, "nd-neighbor-solicit"), nft.Is(nft.NDOption, sourceLinkLayer), nft.Mapped(nft.NDOptionMAC, hostMAC, nft.IIfName), nft.Return),
 		nft.R("advertises", nft.Is(nft.ICMPv6Type, "nd-neighbor-advert"), nft.Is(nft.NDOption, targetLinkLayer), nft.Mapped(nft.NDOptionMAC, hostMAC, nft.IIfName), nft.Return),
 		nft.R("looks for routers", nft.Is(nft.ICMPv6Type, "nd-router-solicit"), nft.Is(nft.RSOption, sourceLinkLayer), nft.Mapped(nft.RSOptionMAC, hostMAC, nft.IIfName), nft.Return),
@@ -244,6 +256,9 @@ func externalEndpoint(n Network, e Endpoint) plan.State {
 	if e.Address6.IsValid() {
 		s.Add(element(inside6, mac, e.Address6.Addr().String()), element(inside6, mac, linkLocal(e.MAC).String()))
 	}
+	if n.Options.DisableICC {
+		s.Merge(silence(e))
+	}
 	if n.Options.Mode == Transparent {
 		return s
 	}
@@ -253,6 +268,19 @@ func externalEndpoint(n Network, e Endpoint) plan.State {
 	}
 	if n.Options.Mode == L2Tunnel {
 		s.Merge(throughGateway(n, e))
+	}
+	return s
+}
+
+// silence keeps an endpoint from others that do not reach each other. Ports that are isolated would
+// still do so by way of a router, and in an l2tunnel network always do.
+func silence(e Endpoint) plan.State {
+	s := plan.Of(element(silent, e.Port()))
+	if e.Address.IsValid() {
+		s.Add(element(silent4, e.Address.Addr().String()))
+	}
+	if e.Address6.IsValid() {
+		s.Add(element(silent6, e.Address6.Addr().String()), element(silent6, linkLocal(e.MAC).String()))
 	}
 	return s
 }

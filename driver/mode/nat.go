@@ -73,10 +73,14 @@ var (
 	routing6 = plan.Sysctl{Name: "net/ipv6/conf/all/forwarding", Value: "1"}
 )
 
+// isolates reports whether ports of the network do not reach each other. In an l2tunnel network they
+// never do, but the gateway's ARP answers go back by the port itself, which an isolated one refuses.
+func isolates(n Network) bool { return n.Options.DisableICC && n.Options.Mode != L2Tunnel }
+
 // port is an endpoint's link, and what may be sent on it.
 func port(n Network, e Endpoint) plan.State {
 	s := plan.Of(
-		plan.Veth{Name: e.Port(), Alias: e.Alias(), Bridge: n.Bridge(), MTU: e.MTU(n), Isolated: n.Options.DisableICC, Up: true, Peer: e.Peer(), PeerMAC: e.MAC},
+		plan.Veth{Name: e.Port(), Alias: e.Alias(), Bridge: n.Bridge(), MTU: e.MTU(n), Isolated: isolates(n), Up: true, Peer: e.Peer(), PeerMAC: e.MAC},
 		element(station, e.Port(), e.MAC.String()),
 	)
 	if e.Address.IsValid() {

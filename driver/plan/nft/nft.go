@@ -57,8 +57,10 @@ const (
 	NDTarget     Field = "@th,64,128" // target address of neighbour discovery (icmpv6 taddr), RFC 4861 section 4.3 and 4.4; in lookups only
 	NDOption     Field = "@th,192,16" // type and length of the first option of a neighbour solicitation or advertisement (RFC 4861, section 4.6)
 	NDOptionMAC  Field = "@th,208,48" // the link-layer address in it
+	NDSecond     Field = "@th,256,16" // type and length of what follows a first option of 8 octets
 	RSOption     Field = "@th,64,16"  // type and length of the first option of a router solicitation
 	RSOptionMAC  Field = "@th,80,48"  // the link-layer address in it
+	RSSecond     Field = "@th,128,16" // type and length of what follows a first option of 8 octets
 	ARPOperation Field = "arp operation"
 	ARPSenderMAC Field = "arp saddr ether"
 	ARPSenderIP  Field = "arp saddr ip"
