@@ -233,7 +233,8 @@ func (m *mortal) Apply(changes ...Change) error {
 	return m.fakeStore.Apply(changes...)
 }
 
-// TestKilled kills the process after any number of steps of random histories: nothing is ever done
+// TestKilled kills the process after any number of steps of random histories, in which operations of
+// the kernel fail too, so that it may be killed on the way back: nothing is ever done
 // that is not on record, and the next process comes to terms with what it finds.
 func TestKilled(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
@@ -249,6 +250,7 @@ func TestKilled(t *testing.T) {
 				req := endpointRequest(net, ep)
 				what := rapid.SampledFrom([]string{"create network", "delete network", "start", "publish", "leave", "delete endpoint"}).Draw(t, "call")
 				m.left-- // calls for which nothing is to be done end too
+				k.failIn = rapid.IntRange(0, 12).Draw(t, "fail in")
 				switch what {
 				case "create network":
 					_ = s.CreateNetwork(ctx, webRequest(net))
@@ -266,7 +268,7 @@ func TestKilled(t *testing.T) {
 				}
 			}
 			maps.DeleteFunc(k.state, func(key plan.Key, _ plan.Object) bool { return key.Kind == plan.KindHostPort }) // sockets go with their process
-			m.left = 1000
+			m.left, k.failIn = 1000, 0
 			agree(t, "a kill", newService(t, m, m), k, st)
 		}
 	})
@@ -376,6 +378,14 @@ func TestDynamicPortIsKept(t *testing.T) {
 	if second := publish(); second != first {
 		t.Errorf("published again on %d, want %d as before", second, first)
 	}
+}
+
+// slowKernel takes its time to look, so that calls overlap.
+type slowKernel struct{ *fakeKernel }
+
+func (k slowKernel) Observe(ctx context.Context, keys []plan.Key) (plan.State, error) {
+	time.Sleep(time.Millisecond) // virtual
+	return k.fakeKernel.Observe(ctx, keys)
 }
 
 // TestPublishAtOnce: of two containers of different networks that publish one host port at the same

@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/sirupsen/logrus"
 
@@ -148,14 +147,6 @@ func (k *fakeKernel) holds(t *testing.T, s *Service, want bool, o plan.Object) {
 	if got := k.state[o.Key()] != nil; got != want {
 		t.Errorf("kernel holds %s: %v, want %v", o.Key(), got, want)
 	}
-}
-
-// slowKernel takes its time to look, so that calls overlap.
-type slowKernel struct{ *fakeKernel }
-
-func (k slowKernel) Observe(ctx context.Context, keys []plan.Key) (plan.State, error) {
-	<-time.After(time.Millisecond) // virtual
-	return k.fakeKernel.Observe(ctx, keys)
 }
 
 // fakeStore is a disk that can be full.

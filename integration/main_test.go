@@ -130,9 +130,10 @@ func eachEngine(t *testing.T, test func(t *testing.T, h *host)) {
 // removed at its end.
 type host struct {
 	*lab.Host
-	t  *testing.T
-	ip string // on the LAN
-	n  int
+	t            *testing.T
+	ip           string // on the LAN
+	wire4, wire6 string // on the wire
+	n            int
 }
 
 func onHost(t *testing.T, h *lab.Host) *host {
@@ -143,7 +144,7 @@ func onHost(t *testing.T, h *lab.Host) *host {
 			t.Logf("%s:\n%s\n%s", h.Name, ruleset, h.Log(40))
 		}
 	})
-	return &host{Host: h, t: t, ip: host4[h.Engine]}
+	return &host{Host: h, t: t, ip: host4[h.Engine], wire4: wireHost4[h.Engine], wire6: wireHost6[h.Engine]}
 }
 
 // docker runs a docker command that has to succeed.

@@ -115,7 +115,7 @@ func failure(err error) string {
 
 // kernelState is what of dockway's the kernel holds.
 func (h *host) kernelState() (string, error) {
-	return h.Script(`ip -o link | grep -o ' dw[bv].*' | sort; ip -o address | grep -o ' dw[bv].*' | sort; ip route | grep dwb | sort
+	return h.Script(`ip -o link | grep -o ' dw[a-z].*' | sort; ip -o address | grep -o ' dw[a-z].*' | sort; ip route | grep dw | sort
 nft -s list table inet dockway; nft -s list table bridge dockway
 for f in ip ip6; do echo "$f:$(nft -s list chain $f filter DOCKER-USER 2>&1 | grep 0x00001000)"; done`)
 }

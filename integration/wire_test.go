@@ -27,6 +27,8 @@ const (
 	far4, far6                   = "198.18.65.100", "fd00:65::100"
 	farGateway, farGateway6      = "198.18.65.254", "fd00:65::fe"
 	containerUplink, wireServing = "eth1", ":80"
+	// A second subnet of the wire, for a second network.
+	second4, secondGateway, secondOutside4 = "198.18.66.0/24", "198.18.66.254", "198.18.66.100"
 )
 
 var (
@@ -77,6 +79,9 @@ var theWire = sync.OnceValues(func() (*wire, error) {
 	if w.outside, err = machine("outside", w.lan, outside4, outside6, wireGateway, wireGateway6); err != nil {
 		return nil, err
 	}
+	if _, err := w.outside.Run("ip", "address", "add", secondOutside4+"/24", "dev", "eth0"); err != nil {
+		return nil, err
+	}
 	if w.far, err = machine("far", behind, far4, far6, farGateway, farGateway6); err != nil {
 		return nil, err
 	}
@@ -106,12 +111,7 @@ func onWire(t *testing.T, test func(t *testing.T, w *wire, h, other *host)) {
 				before = h.uplink()
 				return !strings.Contains(before, "tentative")
 			})
-			// Nobody knows a container of an earlier test any more: addresses are used again.
-			for _, m := range []*lab.Machine{w.outside, w.router.Machine, shared.hosts[lab.Debian].Machine, shared.hosts[lab.Moby].Machine} {
-				if _, err := m.Run("ip", "neigh", "flush", "all"); err != nil {
-					t.Fatal(err)
-				}
-			}
+			w.forget(t)
 			t.Run("", func(t *testing.T) { // its cleanups come first
 				other := map[lab.Engine]lab.Engine{lab.Debian: lab.Moby, lab.Moby: lab.Debian}[engine]
 				test(t, w, onHost(t, shared.hosts[engine]), onHost(t, shared.hosts[other]))
@@ -127,6 +127,17 @@ func onWire(t *testing.T, test func(t *testing.T, w *wire, h, other *host)) {
 	}
 }
 
+// forget has everybody on the wire forget the neighbours: nobody knows a container of an earlier test
+// any more, whose address is used again.
+func (w *wire) forget(t *testing.T) {
+	t.Helper()
+	for _, m := range []*lab.Machine{w.outside, w.router.Machine, shared.hosts[lab.Debian].Machine, shared.hosts[lab.Moby].Machine} {
+		if _, err := m.Run("ip", "neigh", "flush", "all"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // settled fails the test unless something comes true soon.
 func settled(t *testing.T, what string, is func() bool) {
 	t.Helper()
@@ -138,7 +149,7 @@ func settled(t *testing.T, what string, is func() bool) {
 // uplink is what the host has on its uplink, but for anycast addresses, which come with forwarding.
 func (h *host) uplink() string {
 	h.t.Helper()
-	out, err := h.Script("ip -o link show eth1 | sed 's/qdisc.*//; s/,UP,LOWER_UP//'; ip -o address show eth1; ip route show table all dev eth1 | grep -v anycast | sort; ip -6 route show table all dev eth1 | grep -v anycast | sort; ip -o link show type bridge | grep dwx || true")
+	out, err := h.Script("ip -o link show eth1 | sed 's/^[0-9]*: //; s/@[^:]*//; s/qdisc.*//; s/,UP,LOWER_UP//'; cat /sys/class/net/eth1/address; ip -o address show eth1 | sed 's/^[0-9]*: //'; ip route show table all dev eth1 | grep -v anycast | sort; ip -6 route show table all dev eth1 | grep -v anycast | sort; ip -o link show type bridge | grep dwx || true")
 	if err != nil {
 		h.t.Fatal(err)
 	}

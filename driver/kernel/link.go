@@ -56,6 +56,7 @@ type link struct {
 	carrier     bool
 	promiscuous bool // somebody made it so; a switch that it is a port of does not count
 	isolated    bool
+	hairpin     bool
 	ethernet    bool
 	loopback    bool
 	genMode     int // how the kernel makes IPv6 addresses of the link's own (IN6_ADDR_GEN_MODE_…); -1: the link has no IPv6
@@ -148,6 +149,8 @@ func parseLink(body []byte) *link {
 			port, _ := attribute(value, unix.IFLA_INFO_SLAVE_DATA)
 			isolated, ok := attribute(port, unix.IFLA_BRPORT_ISOLATED)
 			l.isolated = ok && isolated[0] != 0
+			hairpin, ok := attribute(port, unix.IFLA_BRPORT_MODE)
+			l.hairpin = ok && hairpin[0] != 0
 		}
 	}
 	if elsewhere {
@@ -237,8 +240,9 @@ func (l *link) related() int32 {
 }
 
 // object is the plan's view of a link of ours other than a switch, given the name of the related one. A link of the
-// wrong kind is shown under the kind that its name promises, with nothing right about it. What a
-// VLAN is beside its link is for observeVLAN to find.
+// wrong kind is shown under the kind that its name promises, with nothing right about it; so is a
+// port without the hairpin that every port gets, of which a plan does not speak. What a VLAN is
+// beside its link is for observeVLAN to find.
 func (l *link) object(related string) plan.Object {
 	switch {
 	case strings.HasPrefix(l.name, vlanPrefix):
@@ -252,7 +256,7 @@ func (l *link) object(related string) plan.Object {
 		}
 		return plan.Bridge{Name: l.name, Alias: l.alias, MAC: l.mac, MTU: l.mtu, Up: l.up}
 	}
-	if l.kind != kindVeth {
+	if l.kind != kindVeth || !l.hairpin {
 		return plan.Veth{Name: l.name, Alias: l.alias}
 	}
 	return plan.Veth{Name: l.name, Alias: l.alias, Bridge: related, MTU: l.mtu, Isolated: l.isolated, Up: l.up}

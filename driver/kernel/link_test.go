@@ -87,6 +87,12 @@ func TestLinks(t *testing.T) {
 	do(t, k, plan.Diff(observe(t, k, b, v), plan.Of(b, v))...)
 	holds(t, k, b, v)
 
+	run(t, "bridge", "link", "set", "dev", "dwv1", "hairpin", "off")
+	do(t, k, plan.Diff(observe(t, k, b, v), plan.Of(b, v))...)
+	if got := run(t, "ip", "-d", "link", "show", "dwv1"); !strings.Contains(got, "hairpin on") {
+		t.Errorf("hairpin was turned off and stays off: %s", got)
+	}
+
 	// Of the wrong kind.
 	run(t, "ip", "link", "del", "dwv1")
 	run(t, "ip", "link", "add", "dwv1", "type", "bridge")

@@ -40,7 +40,10 @@ func (k *Kernel) putSwitch(ctx context.Context, s plan.Switch) error {
 	if made {
 		bridge, err = k.newSwitch(ctx, s, uplink)
 	} else {
-		err = k.change(ctx, nil, putBack(uplink, bridge, s)...)
+		var old []message
+		if old, err = k.outdated(ctx, uplink, bridge); err == nil {
+			err = k.change(ctx, isAbsent, append(old, putBack(uplink, bridge, s)...)...)
+		}
 	}
 	if err != nil {
 		return err

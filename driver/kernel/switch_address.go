@@ -149,6 +149,26 @@ func removeAddresses(addresses []hostAddress) []message {
 	return out
 }
 
+// outdated removes the link-local address that the kernel made of the MAC that a switch had, when its
+// uplink returns with another MAC and the address that goes with it. Whoever gets the card that is
+// gone has that address.
+func (k *Kernel) outdated(ctx context.Context, uplink, bridge *link) ([]message, error) {
+	if uplink.mac == bridge.mac {
+		return nil, nil
+	}
+	brought, err := k.hostAddresses(ctx, uplink)
+	if err != nil || !slices.ContainsFunc(brought, hostAddress.linkLocal) {
+		return nil, err
+	}
+	m := bridge.mac
+	made := netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]}) // RFC 4291, appendix A
+	there, err := k.hostAddresses(ctx, bridge)
+	if err != nil {
+		return nil, err
+	}
+	return removeAddresses(slices.DeleteFunc(there, func(a hostAddress) bool { return a.prefix().Addr() != made })), nil
+}
+
 // dropAddresses removes all addresses of a link.
 func (k *Kernel) dropAddresses(ctx context.Context, l *link) error {
 	addresses, err := k.hostAddresses(ctx, l)

@@ -90,6 +90,7 @@ func TestWatch(t *testing.T) {
 		"ip addr add 10.7.0.1/24 dev dwb1",
 		"ip addr add fd00::7/64 dev dwb1",
 		"bridge link set dev dwv1 isolated on",
+		"bridge link set dev dwv1 hairpin off",
 		"iptables -N DOCKER-USER",
 		"iptables -F DOCKER-USER",
 		"ip6tables -N DOCKER-USER",

@@ -59,7 +59,10 @@ var (
 	behindIP4 = &nft.Set{Family: nft.Inet, Name: "behind4", Key: []nft.Type{nft.IPv4}, Comment: "containers behind the host's MAC"}
 	behindIP6 = &nft.Set{Family: nft.Inet, Name: "behind6", Key: []nft.Type{nft.IPv6}, Comment: "containers behind the host's MAC"}
 
-	externalInet = []*nft.Set{open4, open6, behindIP4, behindIP6}
+	// external are the switches, twice: what comes in by one and goes out by the same.
+	external = &nft.Set{Family: nft.Inet, Name: "external", Key: []nft.Type{nft.IfName, nft.IfName}, Comment: "external switches"}
+
+	externalInet = []*nft.Set{external, open4, open6, behindIP4, behindIP6}
 )
 
 // published accepts what the host routes for published ports of containers on external switches.
@@ -122,10 +125,10 @@ var externalChains = []*nft.Chain{
 	}},
 	{Name: "home", Rules: []nft.Rule{
 		nft.R("of another VLAN", nft.AnyOf(nft.FrameType, "8021q", "8021ad"), nft.Drop),
-		nft.R("bridged: no rule of the host's is meant", nft.MarkSet{Bit: admitted}),
+		nft.R("bridged: no rule of the host's is meant", nft.MarkSet{Bit: bridged}),
 	}},
 	{Name: "away", Rules: []nft.Rule{
-		nft.R("bridged: no rule of the host's is meant", nft.MarkSet{Bit: admitted}),
+		nft.R("bridged: no rule of the host's is meant", nft.MarkSet{Bit: bridged}),
 		nft.R("nothing but through the gateway", nft.Is(nft.OIfName, externalPorts), nft.In(tunnel, nft.IIfName), nft.IsNot(nft.PktType, "host"), nft.Drop),
 		nft.R("stays on this host", nft.Is(nft.OIfName, externalPorts), nft.Accept),
 		nft.R("with its own MAC", nft.NotIn(l2port, nft.IIfName), nft.Accept),
@@ -176,6 +179,9 @@ func validateExternal(n Network) error {
 // the same uplink and VLAN share it.
 func externalNetwork(n Network) plan.State {
 	s := plan.State{}
+	if !n.Options.Macvlan {
+		s.Add(element(external, n.Bridge(), n.Bridge()))
+	}
 	if n.Wire.Foreign {
 		return s
 	}

@@ -34,6 +34,9 @@ func natNetwork(n Network) plan.State {
 	if n.Internal {
 		s.Add(element(internal, n.Bridge()))
 	}
+	if n.Options.DisableICC {
+		s.Add(element(isolated, n.Bridge()))
+	}
 	return s
 }
 

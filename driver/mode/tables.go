@@ -8,8 +8,8 @@ import (
 
 // Bits of the packet mark.
 const (
-	// admitted says "dockway has accepted this packet". It is set in our forward chain, or before for
-	// packets that stay on their switch, and taken off in the chain right behind the host's own
+	// admitted says "dockway has accepted this packet". It is set in our forward chain, which takes
+	// off what others have set before, and taken off again in the chain right behind the host's own
 	// forward chains.
 	admitted = 0x1000
 	// bridged says "this frame is between a container and the wire, or between two containers", so
@@ -27,6 +27,8 @@ var (
 	loopback = &nft.Set{Family: nft.Inet, Name: "loopback", Key: []nft.Type{nft.IPv4, nft.Protocol, nft.Service}, Guard: true, Comment: "ports published on 127.0.0.0/8"}
 	// internal are the bridges of networks without a way out.
 	internal = &nft.Set{Family: nft.Inet, Name: "internal", Key: []nft.Type{nft.IfName}, Guard: true, Comment: "bridges of internal networks"}
+	// isolated are the bridges of networks with disable_icc.
+	isolated = &nft.Set{Family: nft.Inet, Name: "isolated", Key: []nft.Type{nft.IfName}, Guard: true, Comment: "bridges whose containers do not reach each other"}
 
 	member4   = &nft.Set{Family: nft.Inet, Name: "member4", Key: []nft.Type{nft.IfName, nft.IPv4}, Comment: "which bridge has which container"}
 	member6   = &nft.Set{Family: nft.Inet, Name: "member6", Key: []nft.Type{nft.IfName, nft.IPv6}, Comment: "which bridge has which container"}
@@ -75,12 +77,12 @@ const (
 func InetTable() *nft.Table {
 	return &nft.Table{
 		Family: nft.Inet, Name: "dockway",
-		Sets: append([]*nft.Set{endpoint4, endpoint6, loopback, internal, member4, member6, uplinkSet, port4, port6, anyPort4, anyPort6}, externalInet...),
+		Sets: append([]*nft.Set{endpoint4, endpoint6, loopback, internal, isolated, member4, member6, uplinkSet, port4, port6, anyPort4, anyPort6}, externalInet...),
 		Chains: []*nft.Chain{
 			{Name: "raw", Type: "filter", Hook: "prerouting", Priority: prioRaw, Rules: []nft.Rule{
-				nft.R("on an external switch: bridged, needs no tracking", nft.MarkIs{Bit: bridged}, nft.MarkClear{Bit: bridged}, nft.Notrack{}, nft.Goto("admit")),
-				nft.R("same network: bridged, needs no tracking", nft.Is(nft.IIfName, bridges), nft.In(member4, nft.IIfName, nft.IPDAddr), nft.Notrack{}, nft.Goto("admit")),
-				nft.R("same network: bridged, needs no tracking (6)", nft.Is(nft.IIfName, bridges), nft.In(member6, nft.IIfName, nft.IP6DAddr), nft.Notrack{}, nft.Goto("admit")),
+				nft.R("on an external switch: bridged, needs no tracking", nft.MarkIs{Bit: bridged}, nft.Notrack{}, nft.Accept),
+				nft.R("same network: bridged, needs no tracking", nft.Is(nft.IIfName, bridges), nft.In(member4, nft.IIfName, nft.IPDAddr), nft.Notrack{}, nft.Accept),
+				nft.R("same network: bridged, needs no tracking (6)", nft.Is(nft.IIfName, bridges), nft.In(member6, nft.IIfName, nft.IP6DAddr), nft.Notrack{}, nft.Accept),
 				nft.R("a container's own address is for its network and the host", nft.In(endpoint4, nft.IPDAddr), nft.IsNot(nft.IIfName, "lo"), nft.Drop),
 				nft.R("a container's own address is for its network and the host (6)", nft.In(endpoint6, nft.IP6DAddr), nft.IsNot(nft.IIfName, "lo"), nft.Drop),
 				nft.R("published on loopback: for the host only", nft.Is(nft.IPDAddr, loopbackPrefix), nft.IsNot(nft.IIfName, "lo"), nft.In(loopback, nft.IPDAddr, nft.L4Proto, nft.DPort), nft.Drop),
@@ -100,14 +102,19 @@ func InetTable() *nft.Table {
 				nft.R("published on every address (6)", nft.DNAT{Fields: []nft.Field{nft.L4Proto, nft.DPort}, Map: anyPort6}),
 			}},
 			{Name: "forward", Type: "filter", Hook: "forward", Priority: prioFilter + justBefore, Rules: []nft.Rule{
-				nft.R("same switch", nft.MarkIs{Bit: admitted}, nft.Accept),
+				nft.R("a mark that others have set says nothing", nft.MarkIs{Bit: admitted}, nft.MarkClear{Bit: admitted}),
+				nft.R("on an external switch: bridged", nft.MarkIs{Bit: bridged}, nft.In(external, nft.IIfName, nft.OIfName), nft.Goto("admit")),
 				nft.R("not of a nat network", nft.IsNot(nft.IIfName, bridges), nft.IsNot(nft.OIfName, bridges), nft.Goto("published")),
+				nft.R("disable_icc: not through the gateway either", nft.In(isolated, nft.IIfName), nft.Is(nft.CtState, "untracked"), nft.Drop),
+				nft.R("same network", nft.In(member4, nft.IIfName, nft.IPDAddr), nft.Goto("admit")),
+				nft.R("same network (6)", nft.In(member6, nft.IIfName, nft.IP6DAddr), nft.Goto("admit")),
 				nft.R("known flows", nft.AnyOf(nft.CtState, "established", "related"), nft.Goto("admit")),
 				nft.R("same network: flooded, never routed", nft.Is(nft.IIfName, bridges), nft.Is(nft.OIfName, bridges), nft.AnyOf(nft.PktType, "broadcast", "multicast"), nft.Goto("admit")),
-				nft.R("untracked or broken: would leave untranslated", nft.Is(nft.CtState, "invalid"), nft.Drop),
+				nft.R("same network: link-local, never routed", nft.Is(nft.IIfName, bridges), nft.NotIn(isolated, nft.IIfName), nft.Is(nft.IP6DAddr, "fe80::/10"), nft.Goto("admit")),
+				nft.R("internal networks have no way out, nor to a published port", nft.In(internal, nft.IIfName), nft.Drop),
+				nft.R("untracked or broken: would leave untranslated", nft.AnyOf(nft.CtState, "invalid", "untracked"), nft.Drop),
 				nft.R("published ports", nft.Is(nft.CtStatus, "dnat"), nft.Goto("admit")),
 				nft.R("nothing else comes in, from outside or from another network", nft.Is(nft.OIfName, bridges), nft.Drop),
-				nft.R("internal networks have no way out", nft.In(internal, nft.IIfName), nft.Drop),
 				nft.R("the outside, by an external switch", nft.Is(nft.OIfName, switches), nft.Goto("admit")),
 				nft.R("another switch of this host: its owner's rules decide", nft.Is(nft.OIfKind, "bridge"), nft.NotIn(uplinkSet, nft.OIfName), nft.Accept),
 				nft.R("the outside", nft.Goto("admit")),
@@ -117,7 +124,7 @@ func InetTable() *nft.Table {
 				nft.R("for DOCKER-USER, where the policy of FORWARD may be drop", nft.MarkSet{Bit: admitted}, nft.Accept),
 			}},
 			{Name: "admitted", Type: "filter", Hook: "forward", Priority: prioFilter + justAfter, Rules: []nft.Rule{
-				nft.R("the mark has served", nft.MarkIs{Bit: admitted}, nft.MarkClear{Bit: admitted}),
+				nft.R("the mark has served", nft.MarkIs{Bit: admitted}, nft.MarkClear{Bit: admitted | bridged}),
 			}},
 			{Name: "postrouting", Type: "nat", Hook: "postrouting", Priority: prioSrcNAT, Rules: []nft.Rule{
 				nft.R("container to a published port: replies must come back here", nft.Is(nft.OIfName, bridges), nft.Is(nft.CtStatus, "dnat"), nft.In(endpoint4, nft.IPSAddr), nft.Masquerade{}),

@@ -1,0 +1,236 @@
+package ipam
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/dockway/dockway/ipam/dhcp"
+)
+
+// lan is a LAN whose DHCP server gives 198.18.0.100 and up, but to whom it has reserved another.
+type lan struct {
+	next     byte
+	reserved map[dhcp.MAC]netip.Addr
+	leases   map[dhcp.MAC]dhcp.Lease // that the server has given
+	kept     []dhcp.MAC
+	silent   bool
+}
+
+func newLAN() *lan {
+	return &lan{next: 100, reserved: map[dhcp.MAC]netip.Addr{}, leases: map[dhcp.MAC]dhcp.Lease{}}
+}
+
+var errSilent = errors.New("no DHCP server answers")
+
+func (l *lan) Obtain(_ context.Context, r dhcp.Request) (dhcp.Lease, error) {
+	if l.silent {
+		return dhcp.Lease{}, errSilent
+	}
+	a, ok := l.reserved[r.MAC]
+	switch {
+	case ok && r.Address.IsValid() && r.Address != a:
+		return dhcp.Lease{}, fmt.Errorf("the server offers %s", a)
+	case !ok && r.Address.IsValid():
+		a = r.Address
+	case !ok:
+		a = netip.AddrFrom4([4]byte{198, 18, 0, l.next})
+		l.next++
+	}
+	for mac, lease := range l.leases {
+		if lease.Prefix.Addr() == a && mac != r.MAC {
+			return dhcp.Lease{}, fmt.Errorf("the server has leased %s to %s", a, mac)
+		}
+	}
+	lease := dhcp.Lease{Request: r, Prefix: netip.PrefixFrom(a, 24), Gateway: netip.MustParseAddr("198.18.0.254")}
+	l.leases[r.MAC] = lease
+	return lease, nil
+}
+
+func (l *lan) Keep(lease dhcp.Lease) error {
+	l.kept = append(l.kept, lease.MAC)
+	return nil
+}
+
+func (l *lan) Release(_ context.Context, lease dhcp.Lease) error {
+	delete(l.leases, lease.MAC)
+	return nil
+}
+
+// onLAN is a manager whose pool is leased on a LAN.
+func onLAN(t *testing.T, s *memory, l *lan, r PoolRequest) (*Manager, PoolReply) {
+	t.Helper()
+	m := leasing(t, s, l)
+	r.Space = string(Local)
+	reply, err := m.RequestPool(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m, reply
+}
+
+func leasing(t *testing.T, s *memory, l *lan) *Manager {
+	t.Helper()
+	m, err := New(s, nil, Config{Leaser: l, MAC: func(_ netip.Prefix, name string) (dhcp.MAC, error) {
+		return dhcp.MAC{2, 0, 0, 0, 0, name[0]}, nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func (l *lan) leased() string { return fmt.Sprint(slices.Sorted(maps.Keys(l.addresses()))) }
+
+func (l *lan) addresses() map[string]bool {
+	out := map[string]bool{}
+	for _, lease := range l.leases {
+		out[lease.Prefix.Addr().String()] = true
+	}
+	return out
+}
+
+func named(pool, name, address string) AddressRequest {
+	return AddressRequest{PoolID: pool, Address: address, Options: map[string]string{optionName: name}}
+}
+
+// TestLeased: from the network's making on, a pool that was requested without a subnet gives the
+// addresses of the LAN's server, over restarts, until they are released.
+func TestLeased(t *testing.T) {
+	s, l := &memory{}, newLAN()
+	m, pool := onLAN(t, s, l, PoolRequest{})
+	if leased, err := m.LeaseFrom(pool.Pool, "eth1"); err != nil || !leased {
+		t.Fatalf("not leased: %v", err)
+	}
+	got, err := m.RequestAddress(t.Context(), named(pool.ID, "a", ""))
+	if err != nil || got.String() != "198.18.0.100/24" {
+		t.Fatalf("got %s, %v", got, err)
+	}
+	if lease := l.leases[dhcp.MAC{2, 0, 0, 0, 0, 'a'}]; lease.Link != "eth1" || lease.Hostname != "a" {
+		t.Errorf("the server was asked by %+v", lease.Request)
+	}
+	l.kept = nil
+	m = leasing(t, s, l)
+	if len(l.kept) != 1 {
+		t.Errorf("a restart keeps %d leases, want 1", len(l.kept))
+	}
+	lease, err := m.Lease(t.Context(), pool.Pool, got.Addr(), dhcp.MAC{})
+	if err != nil || lease.Gateway.String() != "198.18.0.254" || lease.MAC != (dhcp.MAC{2, 0, 0, 0, 0, 'a'}) {
+		t.Errorf("the lease is %v, %v", lease, err)
+	}
+	if name := m.Name(pool.Pool, got.Addr()); name != "a" {
+		t.Errorf("%s is %q's", got, name)
+	}
+	if err := m.ReleaseAddress(t.Context(), pool.ID, got.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if l.leased() != "[]" || len(m.Held(pool.ID)) != 0 {
+		t.Errorf("after the release the server has leased %s, the pool holds %v", l.leased(), m.Held(pool.ID))
+	}
+}
+
+// TestLeaseForMAC: an address that the user gave is leased when the container's MAC is known, and one
+// that was leased for another MAC is leased anew.
+func TestLeaseForMAC(t *testing.T) {
+	s, l := &memory{}, newLAN()
+	given, reserved := dhcp.MAC{2, 0, 0, 0, 1, 1}, netip.MustParseAddr("198.18.0.30")
+	l.reserved[given] = reserved
+	m, pool := onLAN(t, s, l, PoolRequest{Pool: "198.18.0.0/24", Options: map[string]string{"dhcp": "true"}})
+	if leased, err := m.LeaseFrom(pool.Pool, "eth1"); err != nil || !leased {
+		t.Fatalf("not leased: %v", err)
+	}
+	if _, err := m.RequestAddress(t.Context(), named(pool.ID, "b", reserved.String())); err != nil || l.leased() != "[]" {
+		t.Fatalf("%v; leased before the MAC is known: %s", err, l.leased())
+	}
+	if _, err := m.Lease(t.Context(), pool.Pool, reserved, given); err != nil || l.leased() != "[198.18.0.30]" {
+		t.Errorf("%v; leased: %s", err, l.leased())
+	}
+	other, err := m.RequestAddress(t.Context(), named(pool.ID, "c", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := dhcp.MAC{2, 0, 0, 0, 1, 2}
+	if lease, err := m.Lease(t.Context(), pool.Pool, other.Addr(), again); err != nil || lease.MAC != again || lease.Prefix != other {
+		t.Errorf("leased anew: %v, %v", lease, err)
+	}
+	if len(l.leases) != 2 {
+		t.Errorf("the server has %d leases, want 2", len(l.leases))
+	}
+	s.full = true
+	if _, err := m.RequestAddress(t.Context(), named(pool.ID, "d", "")); !errors.Is(err, errFull) || len(l.leases) != 2 {
+		t.Errorf("with a full disk: %v, and %d leases", err, len(l.leases))
+	}
+	if _, err := m.Lease(t.Context(), pool.Pool, netip.MustParseAddr("198.18.0.99"), again); err == nil {
+		t.Error("an address that nobody requested has a lease")
+	}
+}
+
+// TestNotLeased: pools with a subnet of their own, and those that no network leases from, are as ever.
+func TestNotLeased(t *testing.T) {
+	s, l := &memory{}, newLAN()
+	m, pool := onLAN(t, s, l, PoolRequest{Pool: "10.1.0.0/24"})
+	if leased, err := m.LeaseFrom(pool.Pool, "eth1"); err != nil || leased {
+		t.Errorf("leased: %v, %v", leased, err)
+	}
+	if got, err := m.RequestAddress(t.Context(), named(pool.ID, "a", "")); err != nil || got.String() != "10.1.0.1/24" {
+		t.Errorf("got %s, %v", got, err)
+	}
+	chosen, err := m.RequestPool(t.Context(), PoolRequest{Space: string(Local)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := m.RequestAddress(t.Context(), named(chosen.ID, "a", "")); err != nil || !chosen.Pool.Contains(got.Addr()) {
+		t.Errorf("got %s of %s, %v", got, chosen.Pool, err)
+	}
+	if _, err := m.RequestPool(t.Context(), PoolRequest{Space: string(Local), Options: map[string]string{"dhcp": "maybe"}}); !IsInvalid(err) {
+		t.Errorf("dhcp=maybe: %v", err)
+	}
+}
+
+// TestLeaseServerSilent: no server, no address, and the error says so.
+func TestLeaseServerSilent(t *testing.T) {
+	s, l := &memory{}, newLAN()
+	m, pool := onLAN(t, s, l, PoolRequest{})
+	if _, err := m.LeaseFrom(pool.Pool, "eth1"); err != nil {
+		t.Fatal(err)
+	}
+	l.silent = true
+	if _, err := m.RequestAddress(t.Context(), named(pool.ID, "a", "")); !errors.Is(err, errSilent) || !strings.Contains(err.Error(), "eth1") {
+		t.Errorf("got %v", err)
+	}
+	if held := m.Held(pool.ID); len(held) != 0 {
+		t.Errorf("held: %v", held)
+	}
+}
+
+// TestLeaseRenewed: what the server says later is on record.
+func TestLeaseRenewed(t *testing.T) {
+	s, l := &memory{}, newLAN()
+	m, pool := onLAN(t, s, l, PoolRequest{})
+	if _, err := m.LeaseFrom(pool.Pool, "eth1"); err != nil {
+		t.Fatal(err)
+	}
+	got, err := m.RequestAddress(t.Context(), named(pool.ID, "a", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	renewed := l.leases[dhcp.MAC{2, 0, 0, 0, 0, 'a'}]
+	renewed.MTU = 1400
+	if holder, held, err := m.Leased(renewed); err != nil || !held || !strings.Contains(holder, `"a"`) {
+		t.Errorf("%q, %v, %v", holder, held, err)
+	}
+	stranger := renewed
+	stranger.MAC = dhcp.MAC{2, 9}
+	if _, held, err := m.Leased(stranger); err != nil || held {
+		t.Errorf("a lease of nobody's: %v, %v", held, err)
+	}
+	m = leasing(t, s, l)
+	if lease, err := m.Lease(t.Context(), pool.Pool, got.Addr(), dhcp.MAC{}); err != nil || lease.MTU != 1400 {
+		t.Errorf("after a restart the lease is %+v, %v", lease, err)
+	}
+}
