@@ -5,9 +5,12 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/dockway/dockway/driver/mode"
 	"github.com/dockway/dockway/driver/plan"
+	"github.com/dockway/dockway/driver/plan/nft"
 	"github.com/dockway/dockway/driver/policy"
 )
 
@@ -122,4 +125,25 @@ func TestHostsOwnAddress(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	agree(t, "refusal", s, k, st)
+}
+
+// TestGatewayKnown: a gateway that the host knows already reaches the rules at once, without a tick.
+func TestGatewayKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(context.Background())
+		k, st := newFakeKernel(), newFakeStore()
+		s := newService(t, k, st)
+		done := make(chan error)
+		go func() { done <- s.Run(ctx) }()
+		synctest.Wait()
+		k.gateway = plan.MAC{2, 0, 0, 0, 0, 0xfe}
+		req := webRequest(4)
+		req.Options["mode"] = "l2tunnel"
+		must(t, s.CreateNetwork(ctx, req))
+		join(t, s, 4)
+		time.Sleep(time.Second) // virtual
+		k.holds(t, true, plan.Element{Set: &nft.Set{Family: nft.Bridge, Name: "gateway"}, Elem: mode.Endpoint{ID: endpointID(400), External: true}.Port()})
+		cancel()
+		must(t, <-done)
+	})
 }
