@@ -710,6 +710,10 @@ func TestWireReboot(t *testing.T) {
 func TestWireOptions(t *testing.T) {
 	onWire(t, func(t *testing.T, w *wire, h, _ *host) {
 		pools := map[lab.Engine]string{lab.Debian: "198.18.64.2", lab.Moby: "198.18.64.3"}
+		router, err := w.router.MAC("eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
 		for i, mode := range wireModes {
 			name := "options-" + mode
 			wanted4, wanted6, station := pools[h.Engine]+strconv.Itoa(i+1), "", fmt.Sprintf("02:64:00:00:01:%02x", i)
@@ -752,6 +756,20 @@ func TestWireOptions(t *testing.T) {
 					barred(t, mode+": container to container with disable_icc, IPv6", h.in(name+"-b"), network, "["+wanted6+"]:80")
 				}
 			}
+			// Nor by way of the router, which would send it back.
+			bMAC, b6 := h.mac(name+"-b", name), h.address6(name+"-b", name)
+			round := [][]byte{udp(router, bMAC, b, 7, wanted4, 7, "round about"), udp(router, bMAC, b, 7, outside4, 7, "to outside")}
+			marks := []string{"round about", "to outside"}
+			if wanted6 != "" {
+				round = append(round, udp(router, bMAC, b6, 7, wanted6, 7, "round about, IPv6"))
+				marks = append(marks, "round about, IPv6")
+			}
+			inside, beyond := h.watchIn(name+"-a", "lan0", "the end"), watchOn(t, w.outside, "eth0", "the end")
+			sendFrames(t, h.in(name+"-b"), "lan0", append(round, udp(router, bMAC, b, 7, outside4, 7, "the end"))...)
+			same(t, mode+": by way of the router to outside", beyond.said(marks...), []string{"to outside"})
+			sendPackets(t, on(w.outside), wanted4, udp(router, router, outside4, 7, wanted4, 7, "the end"))
+			same(t, mode+": by way of the router with disable_icc", inside.said(marks...), nil)
+
 			h.docker("rm", "-f", name+"-a", name+"-b")
 			h.docker("network", "rm", name)
 

@@ -46,8 +46,8 @@ var (
 	dualStack  = &nft.Set{Family: nft.Bridge, Name: "ipv6", Key: []nft.Type{nft.IfName}, Comment: "ports with IPv6"}
 	published4 = &nft.Set{Family: nft.Bridge, Name: "published4", Key: []nft.Type{nft.IPv4, nft.Protocol, nft.Service}, Comment: "published ports that the default firewall would drop"}
 	published6 = &nft.Set{Family: nft.Bridge, Name: "published6", Key: []nft.Type{nft.IPv6, nft.Protocol, nft.Service}, Comment: "published ports that the default firewall would drop"}
-	flow4      = &nft.Set{Family: nft.Bridge, Name: "flow4", Key: []nft.Type{nft.IPv4, nft.IPv4, nft.Protocol}, Dynamic: true, Timeout: flowTimeout, Size: maxFlows, Comment: "who a container has spoken to"}
-	flow6      = &nft.Set{Family: nft.Bridge, Name: "flow6", Key: []nft.Type{nft.IPv6, nft.IPv6, nft.Protocol}, Dynamic: true, Timeout: flowTimeout, Size: maxFlows, Comment: "who a container has spoken to"}
+	flow4      = &nft.Set{Family: nft.Bridge, Name: "flow4", Key: []nft.Type{nft.IfName, nft.IPv4, nft.Protocol}, Dynamic: true, Timeout: flowTimeout, Size: maxFlows, Comment: "who a container has spoken to"}
+	flow6      = &nft.Set{Family: nft.Bridge, Name: "flow6", Key: []nft.Type{nft.IfName, nft.IPv6, nft.Protocol}, Dynamic: true, Timeout: flowTimeout, Size: maxFlows, Comment: "who a container has spoken to"}
 )
 
 // A flow of a protocol that the default firewall keeps out is forgotten after the time that
@@ -155,7 +155,7 @@ func BridgeTable() *nft.Table {
 				nft.R("tcp", nft.Is(nft.L4Proto, "tcp"), nft.Accept),
 				nft.R("containers serve no DHCP", nft.Is(nft.L4Proto, "udp"), nft.Is(nft.SPort, "67"), nft.Is(nft.DPort, "68"), nft.Drop),
 				nft.R("protocols that come back without asking", nft.AnyOf(nft.L4Proto, "icmp", "igmp", "udp"), nft.Accept),
-				nft.R("replies of other protocols may come back", nft.Update{Set: flow4, Fields: []nft.Field{nft.IPSAddr, nft.IPDAddr, nft.L4Proto}}),
+				nft.R("replies of other protocols may come back", nft.Update{Set: flow4, Fields: []nft.Field{nft.IIfName, nft.IPDAddr, nft.L4Proto}}),
 			}},
 			{Name: "from6", Rules: []nft.Rule{
 				nft.R("makes its addresses itself", nft.In(autoconf, nft.IIfName, nft.EtherSAddr), nft.Goto("fromany6")),
@@ -164,7 +164,7 @@ func BridgeTable() *nft.Table {
 				nft.R("neighbour discovery", nft.Is(nft.L4Proto, "ipv6-icmp"), nft.Goto("fromnd")),
 				nft.R("containers serve no DHCPv6", nft.Is(nft.L4Proto, "udp"), nft.Is(nft.SPort, "547"), nft.Is(nft.DPort, "546"), nft.Drop),
 				nft.R("protocols that come back without asking", nft.Is(nft.L4Proto, "udp"), nft.Accept),
-				nft.R("replies of other protocols may come back", nft.Update{Set: flow6, Fields: []nft.Field{nft.IP6SAddr, nft.IP6DAddr, nft.L4Proto}}),
+				nft.R("replies of other protocols may come back", nft.Update{Set: flow6, Fields: []nft.Field{nft.IIfName, nft.IP6DAddr, nft.L4Proto}}),
 			}},
 			{Name: "fromnd", Rules: []nft.Rule{
 				nft.R("containers are no routers", nft.AnyOf(nft.ICMPv6Type, "nd-router-advert", "nd-redirect"), nft.Drop),
@@ -174,7 +174,7 @@ func BridgeTable() *nft.Table {
 				nft.R("containers are no routers", nft.AnyOf(nft.ICMPv6Type, "nd-router-advert", "nd-redirect"), nft.Drop),
 				nft.R("containers serve no DHCPv6", nft.Is(nft.L4Proto, "udp"), nft.Is(nft.SPort, "547"), nft.Is(nft.DPort, "546"), nft.Drop),
 				nft.R("protocols that come back without asking", nft.AnyOf(nft.L4Proto, "tcp", "udp", "ipv6-icmp"), nft.Accept),
-				nft.R("replies of other protocols may come back", nft.Update{Set: flow6, Fields: []nft.Field{nft.IP6SAddr, nft.IP6DAddr, nft.L4Proto}}),
+				nft.R("replies of other protocols may come back", nft.Update{Set: flow6, Fields: []nft.Field{nft.IIfName, nft.IP6DAddr, nft.L4Proto}}),
 			}},
 			{Name: "fromarp", Rules: []nft.Rule{
 				nft.R("foreign source", nft.NotIn(source4, nft.IIfName, nft.EtherSAddr, nft.ARPSenderIP), nft.Drop),
@@ -191,8 +191,8 @@ func BridgeTable() *nft.Table {
 				nft.R("not IP", nft.NoneOf(nft.EtherType, "ip", "ip6"), nft.Accept),
 				nft.R("published", nft.In(published4, nft.IPDAddr, nft.L4Proto, nft.DPort), nft.Accept),
 				nft.R("published (6)", nft.In(published6, nft.IP6DAddr, nft.L4Proto, nft.DPort), nft.Accept),
-				nft.R("replies", nft.In(flow4, nft.IPDAddr, nft.IPSAddr, nft.L4Proto), nft.Accept),
-				nft.R("replies (6)", nft.In(flow6, nft.IP6DAddr, nft.IP6SAddr, nft.L4Proto), nft.Accept),
+				nft.R("replies", nft.In(flow4, nft.OIfName, nft.IPSAddr, nft.L4Proto), nft.Accept),
+				nft.R("replies (6)", nft.In(flow6, nft.OIfName, nft.IP6SAddr, nft.L4Proto), nft.Accept),
 				nft.R("every other protocol", nft.Drop),
 			}},
 		}, externalChains...),
