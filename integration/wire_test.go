@@ -68,7 +68,7 @@ var theWire = sync.OnceValues(func() (*wire, error) {
 		if err := n.Plug(m, "eth0", address+"/24", address6+"/64"); err != nil {
 			return nil, err
 		}
-		if _, err := m.Script(fmt.Sprintf("ip route add default via %s; ip -6 route add default via %s", gateway, gateway6)); err != nil {
+		if _, err := m.Script(fmt.Sprintf("sysctl -qw net.ipv6.conf.eth0.accept_ra=0; ip route add default via %s; ip -6 route add default via %s", gateway, gateway6)); err != nil {
 			return nil, err
 		}
 		for _, network := range []string{"tcp", "udp"} {
