@@ -391,10 +391,7 @@ func (s *Service) change(ctx context.Context, n *network, before, after plan.Sta
 	}
 	if undoErr := s.converge(ctx, after, before); undoErr != nil {
 		s.outOfSync(undoErr)
-		select {
-		case s.astray <- struct{}{}: // nothing else would report what this process did itself
-		default:
-		}
+		s.nudge()
 		s.log.WithError(undoErr).Warn("a failed change could not be taken back at once")
 	}
 	return err

@@ -164,7 +164,7 @@ func TestRestart(t *testing.T) {
 			ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
 			s := newService(t, k, st)
 			must(t, s.CreateNetwork(ctx, webRequest(1)))
-			join(t, s, 1, 0)
+			join(t, s, 1)
 			must(t, s.Publish(ctx, networkID(1), endpointID(100), []policy.PortMapping{tcp(8080, 80)}))
 			before := s.Ports()
 			if reboot {
@@ -181,7 +181,7 @@ func TestRestart(t *testing.T) {
 				}
 				return
 			}
-			k.holds(t, again, true, plan.Bridge{Name: mode.Network{ID: networkID(1)}.Bridge()})
+			k.holds(t, true, plan.Bridge{Name: mode.Network{ID: networkID(1)}.Bridge()})
 			if n := len(again.Endpoints()); n != 0 {
 				t.Errorf("%d endpoints are on record whose containers are gone", n)
 			}
@@ -281,7 +281,7 @@ func TestOrder(t *testing.T) {
 	s := newService(t, k, st)
 	must(t, s.CreateNetwork(ctx, webRequest(1)))
 	k.done = nil
-	join(t, s, 1, 0)
+	join(t, s, 1)
 	must(t, s.Publish(ctx, networkID(1), endpointID(100), []policy.PortMapping{tcp(8080, 80)}))
 	ranks := func(ops []plan.Op) (out []plan.Rank) {
 		for _, op := range ops {
@@ -332,7 +332,7 @@ func TestPublish(t *testing.T) {
 			web.IPv6 = []mode.Subnet{{Pool: netip.MustParsePrefix("fd00:1::/64"), Gateway: netip.MustParseAddr("fd00:1::1")}}
 			must(t, s.CreateNetwork(ctx, web))
 			must(t, s.CreateNetwork(ctx, webRequest(2)))
-			join(t, s, 2, 0)
+			join(t, s, 2)
 			must(t, s.Publish(ctx, networkID(2), endpointID(200), []policy.PortMapping{tcp(9000, 80)}))
 			k.taken[plan.HostPort{Proto: "tcp", Host: netip.MustParseAddrPort("0.0.0.0:7000")}.Key()] = true
 			req := endpointRequest(1, 0)
@@ -366,7 +366,7 @@ func TestDynamicPortIsKept(t *testing.T) {
 	ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
 	s := newService(t, k, st)
 	must(t, s.CreateNetwork(ctx, webRequest(1)))
-	join(t, s, 1, 0)
+	join(t, s, 1)
 	publish := func() uint16 {
 		must(t, s.Publish(ctx, networkID(1), endpointID(100), []policy.PortMapping{tcp(0, 80)}))
 		return s.Ports()[0].HostPort
@@ -397,7 +397,7 @@ func TestPublishAtOnce(t *testing.T) {
 		var failed [2]error
 		for i := range failed {
 			must(t, s.CreateNetwork(ctx, webRequest(1+i)))
-			join(t, s, 1+i, 0)
+			join(t, s, 1+i)
 		}
 		var wg sync.WaitGroup
 		for i := range failed {
@@ -530,7 +530,7 @@ func TestRun(t *testing.T) {
 		k.tick = make(chan struct{}, 1)
 		s := newService(t, k, st)
 		must(t, s.CreateNetwork(ctx, webRequest(1)))
-		join(t, s, 1, 0)
+		join(t, s, 1)
 		done := make(chan error)
 		go func() { done <- s.Run(ctx) }()
 		synctest.Wait()
@@ -582,7 +582,7 @@ func TestHalfTakenBack(t *testing.T) {
 		k, st := &halfKernel{fakeKernel: newFakeKernel()}, newFakeStore()
 		s := newService(t, k, st)
 		must(t, s.CreateNetwork(ctx, webRequest(1)))
-		join(t, s, 1, 0)
+		join(t, s, 1)
 		done := make(chan error)
 		go func() { done <- s.Run(ctx) }()
 		synctest.Wait()
@@ -612,7 +612,7 @@ func TestForgottenEndpoints(t *testing.T) {
 		k.tick = make(chan struct{}, 1)
 		s := newService(t, k, st)
 		must(t, s.CreateNetwork(ctx, webRequest(1)))
-		join(t, s, 1, 0)
+		join(t, s, 1)
 		for i := 1; i <= 2; i++ {
 			_, err := s.CreateEndpoint(ctx, endpointRequest(1, i))
 			must(t, err)
@@ -646,7 +646,7 @@ func TestRepairGoesOnPastTakenPort(t *testing.T) {
 	ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
 	s := newService(t, k, st)
 	must(t, s.CreateNetwork(ctx, webRequest(1)))
-	join(t, s, 1, 0)
+	join(t, s, 1)
 	must(t, s.Publish(ctx, networkID(1), endpointID(100), []policy.PortMapping{tcp(8080, 80), tcp(8081, 81)}))
 	maps.DeleteFunc(k.state, func(key plan.Key, _ plan.Object) bool {
 		return key.Kind == plan.KindHostPort || key.Kind == plan.KindElement
@@ -670,7 +670,7 @@ func TestLinkNames(t *testing.T) {
 	for i := 1; i <= 2; i++ {
 		must(t, s.CreateNetwork(ctx, webRequest(i)))
 	}
-	join(t, s, 1, 0)
+	join(t, s, 1)
 	first := endpointRequest(1, 0)
 	alike := endpointRequest(1, 1)
 	alike.ID = first.ID[:11] + "f"
@@ -701,9 +701,10 @@ func TestLinkNames(t *testing.T) {
 	must(t, err)
 }
 
-func join(t *testing.T, s *Service, net, ep int) {
+// join makes a network's first endpoint and joins a container to it.
+func join(t *testing.T, s *Service, net int) {
 	t.Helper()
-	req := endpointRequest(net, ep)
+	req := endpointRequest(net, 0)
 	_, err := s.CreateEndpoint(context.Background(), req)
 	must(t, err)
 	_, err = s.Join(context.Background(), req.NetworkID, req.ID)

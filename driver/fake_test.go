@@ -140,7 +140,7 @@ func (k *fakeKernel) Own(_ context.Context, a netip.Addr) (bool, error) {
 }
 
 func (k *fakeKernel) Warnings() []string { return nil }
-func (k *fakeKernel) holds(t *testing.T, s *Service, want bool, o plan.Object) {
+func (k *fakeKernel) holds(t *testing.T, want bool, o plan.Object) {
 	t.Helper()
 	k.mu.Lock()
 	defer k.mu.Unlock()

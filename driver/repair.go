@@ -57,6 +57,14 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 }
 
+// nudge has Run repair at once: nothing would report what this process did, or learnt, itself.
+func (s *Service) nudge() {
+	select {
+	case s.astray <- struct{}{}:
+	default:
+	}
+}
+
 // Repair makes everything with dockway's mark in the kernel what the record wants: after a start,
 // after a reboot, after others changed it. Endpoints whose container is gone are collected. One
 // network that cannot be repaired does not keep others from it.

@@ -41,13 +41,15 @@ func (s *Service) refresh(ctx context.Context, record mode.Network) mode.Network
 }
 
 // askGateways has the kernel look for the gateways that everything is sent to, now that the switches
-// are there. It tells with a tick when they answer.
+// are there. It tells with a tick when they answer; those that it knows already, it has told.
 func (s *Service) askGateways(ctx context.Context) {
 	var records []mode.Network
 	s.each(func(n *network) { records = append(records, n.record) })
 	for _, record := range records {
 		if gateway := record.TunnelGateway(); gateway.IsValid() {
-			_, _ = s.kernel.Neighbour(ctx, record.Bridge(), gateway) // the next look says it again
+			if mac, err := s.kernel.Neighbour(ctx, record.Bridge(), gateway); err == nil && mac != record.Wire.Gateway {
+				s.nudge()
+			}
 		}
 	}
 }

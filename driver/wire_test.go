@@ -5,9 +5,12 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/dockway/dockway/driver/mode"
 	"github.com/dockway/dockway/driver/plan"
+	"github.com/dockway/dockway/driver/plan/nft"
 	"github.com/dockway/dockway/driver/policy"
 )
 
@@ -20,14 +23,14 @@ func TestSharedSwitch(t *testing.T) {
 	for _, i := range []int{3, 4} {
 		must(t, s.CreateNetwork(ctx, webRequest(i)))
 		agree(t, "create", s, k, st)
-		k.holds(t, s, true, held)
+		k.holds(t, true, held)
 	}
 	must(t, s.DeleteNetwork(ctx, networkID(3)))
 	agree(t, "delete one", s, k, st)
-	k.holds(t, s, true, held)
+	k.holds(t, true, held)
 	must(t, s.DeleteNetwork(ctx, networkID(4)))
 	agree(t, "delete both", s, k, st)
-	k.holds(t, s, false, held)
+	k.holds(t, false, held)
 }
 
 // TestUplinkChanges: another MAC of the uplink, and the gateway's, reach the rules with the next
@@ -38,7 +41,7 @@ func TestUplinkChanges(t *testing.T) {
 	req := webRequest(4)
 	req.Options["mode"] = "l2tunnel"
 	must(t, s.CreateNetwork(ctx, req))
-	join(t, s, 4, 0)
+	join(t, s, 4)
 	port := mode.Endpoint{ID: endpointID(400), External: true}.Port()
 	element := func(name string) string {
 		for key, o := range k.state {
@@ -102,7 +105,7 @@ func TestTransparentPublishesNothing(t *testing.T) {
 	ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
 	s := newService(t, k, st)
 	must(t, s.CreateNetwork(ctx, webRequest(4)))
-	join(t, s, 4, 0)
+	join(t, s, 4)
 	must(t, s.Publish(ctx, networkID(4), endpointID(400), nil))
 	err := s.Publish(ctx, networkID(4), endpointID(400), []policy.PortMapping{tcp(8080, 80)})
 	if err == nil || !strings.Contains(err.Error(), "port mapping is not supported on the given network") {
@@ -122,4 +125,25 @@ func TestHostsOwnAddress(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	agree(t, "refusal", s, k, st)
+}
+
+// TestGatewayKnown: a gateway that the host knows already reaches the rules at once, without a tick.
+func TestGatewayKnown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(context.Background())
+		k, st := newFakeKernel(), newFakeStore()
+		s := newService(t, k, st)
+		done := make(chan error)
+		go func() { done <- s.Run(ctx) }()
+		synctest.Wait()
+		k.gateway = plan.MAC{2, 0, 0, 0, 0, 0xfe}
+		req := webRequest(4)
+		req.Options["mode"] = "l2tunnel"
+		must(t, s.CreateNetwork(ctx, req))
+		join(t, s, 4)
+		time.Sleep(time.Second) // virtual
+		k.holds(t, true, plan.Element{Set: &nft.Set{Family: nft.Bridge, Name: "gateway"}, Elem: mode.Endpoint{ID: endpointID(400), External: true}.Port()})
+		cancel()
+		must(t, <-done)
+	})
 }

@@ -138,7 +138,7 @@ func TestSLAAC(t *testing.T) {
 		if h.Engine == lab.Moby { // it switches IPv6 off where it gives no address
 			network = "name=auto,driver-opt=com.docker.network.endpoint.sysctls=net.ipv6.conf.IFNAME.disable_ipv6=0"
 		}
-		h.server("auto-a", network)
+		h.server("auto-a", network, "--sysctl", "net.ipv6.conf.all.disable_ipv6=0")
 		var address string
 		settled(t, "the container has an address of its own making", func() bool {
 			out := h.docker("exec", "auto-a", "ip", "-6", "-o", "address", "show", "dev", "eth0", "scope", "global")

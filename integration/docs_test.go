@@ -17,10 +17,13 @@ func TestExamples(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := onHost(t, shared.hosts[lab.Moby])
+	if _, err := theWire(); err != nil { // the pages name its links
+		t.Fatal(err)
+	}
 	h.docker("tag", lab.Image, "nginx")
 	h.network("nat") // as `make install` makes it
 	ran := 0
-	for _, page := range []string{"README.md", "docs/modes/nat.md", "docs/ipam.md", "docs/operations.md"} {
+	for _, page := range []string{"README.md", "docs/modes/nat.md", "docs/ipam.md", "docs/operations.md", "docs/modes/transparent.md", "docs/modes/l2bridge.md", "docs/modes/l2tunnel.md"} {
 		text, err := os.ReadFile(filepath.Join(root, page))
 		if err != nil {
 			t.Fatal(err)

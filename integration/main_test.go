@@ -133,7 +133,6 @@ type host struct {
 	t            *testing.T
 	ip           string // on the LAN
 	wire4, wire6 string // on the wire
-	n            int
 }
 
 func onHost(t *testing.T, h *lab.Host) *host {

@@ -68,7 +68,7 @@ var theWire = sync.OnceValues(func() (*wire, error) {
 		if err := n.Plug(m, "eth0", address+"/24", address6+"/64"); err != nil {
 			return nil, err
 		}
-		if _, err := m.Script(fmt.Sprintf("ip route add default via %s; ip -6 route add default via %s", gateway, gateway6)); err != nil {
+		if _, err := m.Script(fmt.Sprintf("sysctl -qw net.ipv6.conf.eth0.accept_ra=0; ip route add default via %s; ip -6 route add default via %s", gateway, gateway6)); err != nil {
 			return nil, err
 		}
 		for _, network := range []string{"tcp", "udp"} {
@@ -94,7 +94,10 @@ var theWire = sync.OnceValues(func() (*wire, error) {
 		if err := h.Plug(w.lan, containerUplink, wireHost4[engine]+"/24", wireHost6[engine]+"/64"); err != nil {
 			return nil, err
 		}
-		if _, err := h.Script(fmt.Sprintf("ip route add 198.18.65.0/24 via %s; ip -6 route add fd00:65::/64 via %s", wireGateway, wireGateway6)); err != nil {
+		if err := h.Plug(w.lan, "eth2"); err != nil { // for those who share no switch
+			return nil, err
+		}
+		if _, err := h.Script(fmt.Sprintf("sysctl -qw net.ipv6.conf.eth1.accept_ra=0; ip route add 198.18.65.0/24 via %s; ip -6 route add fd00:65::/64 via %s", wireGateway, wireGateway6)); err != nil {
 			return nil, err
 		}
 	}

@@ -75,7 +75,7 @@ func checkPools(pools []DefaultPool) error {
 func checkSubnet(p netip.Prefix) error {
 	switch a := p.Addr(); {
 	case a.Is4In6():
-		return fmt.Errorf("subnet %s is %w: an IPv4 subnet is written without ::ffff:", p, invalid)
+		return fmt.Errorf("subnet %s is %w: write an IPv4 subnet without ::ffff: in front", p, invalid)
 	case a.IsUnspecified():
 		return fmt.Errorf("subnet %s is %w: it does not say which addresses", p, invalid)
 	case a.IsMulticast(), a.IsLoopback(), p.Overlaps(netip.PrefixFrom(netip.AddrFrom4([4]byte{127}), 8)):

@@ -144,7 +144,7 @@ func (m *Manager) RequestAddress(ctx context.Context, r AddressRequest) (netip.P
 		return m.requestLease(ctx, p, record, record.MAC)
 	}
 	defer p.mu.Unlock()
-	next, ok := p.next, true
+	next := p.next
 	if a.IsValid() {
 		if err := checkAddress(p.subnet, a); err != nil {
 			return netip.Prefix{}, err
@@ -155,8 +155,11 @@ func (m *Manager) RequestAddress(ctx context.Context, r AddressRequest) (netip.P
 			}
 			return netip.Prefix{}, fmt.Errorf("address %s in pool %s is %w: it is %s", a, r.PoolID, taken, g.holder())
 		}
-	} else if a, next, ok = p.choose(); !ok {
-		return netip.Prefix{}, fmt.Errorf("pool %s is %w: all %d addresses of %s are held; remove containers, or create a network with a larger subnet or range", r.PoolID, exhausted, p.size, p.inner)
+	} else {
+		var ok bool
+		if a, next, ok = p.choose(); !ok {
+			return netip.Prefix{}, fmt.Errorf("pool %s is %w: all %d addresses of %s are held; remove containers, or create a network with a larger subnet or range", r.PoolID, exhausted, p.size, p.inner)
+		}
 	}
 
 	changes := []Change{p.addressChange(a, record)}

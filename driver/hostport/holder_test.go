@@ -177,13 +177,13 @@ func TestPastConnections(t *testing.T) {
 	}
 	l.Close()
 	server.Close() // first: this end goes to TIME-WAIT
-	client.Read(make([]byte, 1))
+	_, _ = client.Read(make([]byte, 1))
 	hp := hostPort(tcp, "127.0.0.1:8080", container4+":80")
 	client.Close()
 	timeWaiting(t, hp)
 	hold(t, p, hp)
 
-	listenTCP(t, host4+":7", func(c *net.TCPConn) { c.Read(make([]byte, 1)) })
+	listenTCP(t, host4+":7", func(c *net.TCPConn) { _, _ = c.Read(make([]byte, 1)) })
 	client = dialTCP(t, host4+":7")
 	hp = hostPort(tcp, fmt.Sprintf("0.0.0.0:%d", client.LocalAddr().(*net.TCPAddr).Port), container4+":80")
 	client.Close()

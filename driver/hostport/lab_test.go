@@ -196,7 +196,7 @@ func listenTCP(t testing.TB, at string, serve func(*net.TCPConn)) {
 			}
 			all.Go(func() {
 				defer c.Close()
-				c.SetDeadline(time.Now().Add(20 * time.Second))
+				_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 				serve(c.(*net.TCPConn))
 			})
 		}
@@ -207,8 +207,8 @@ func listenTCP(t testing.TB, at string, serve func(*net.TCPConn)) {
 // echo answers with a word first, to tell servers apart.
 func echo(word string) func(*net.TCPConn) {
 	return func(c *net.TCPConn) {
-		io.WriteString(c, word)
-		io.Copy(c, c)
+		_, _ = io.WriteString(c, word)
+		_, _ = io.Copy(c, c)
 	}
 }
 
@@ -219,7 +219,7 @@ func dialTCP(t testing.TB, to string) *net.TCPConn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 	return c.(*net.TCPConn)
 }
 
@@ -240,7 +240,7 @@ func serveUDP(t testing.TB, at, word string) {
 				return
 			}
 			if err == nil {
-				c.WriteTo(append([]byte(fmt.Sprintf("%s %d ", word, from.(*net.UDPAddr).Port)), b[:n]...), from)
+				_, _ = c.WriteTo(append([]byte(fmt.Sprintf("%s %d ", word, from.(*net.UDPAddr).Port)), b[:n]...), from)
 			}
 		}
 	})
@@ -248,13 +248,9 @@ func serveUDP(t testing.TB, at, word string) {
 }
 
 // dialUDP is a connected client: it takes replies only from where it sends to.
-func dialUDP(t testing.TB, from, to string) *net.UDPConn {
+func dialUDP(t testing.TB, to string) *net.UDPConn {
 	t.Helper()
-	var local *net.UDPAddr
-	if from != "" {
-		local = net.UDPAddrFromAddrPort(netip.MustParseAddrPort(from))
-	}
-	c, err := net.DialUDP("udp", local, net.UDPAddrFromAddrPort(netip.MustParseAddrPort(to)))
+	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.MustParseAddrPort(to)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -269,7 +265,7 @@ func ask(t testing.TB, c *net.UDPConn, what string) (word string, port int, rest
 		t.Fatalf("send %q: %v", what, err)
 	}
 	b := make([]byte, 1<<16)
-	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
 	n, err := c.Read(b)
 	if err != nil {
 		t.Fatalf("reply to %.20q: %v", what, err)
@@ -278,6 +274,6 @@ func ask(t testing.TB, c *net.UDPConn, what string) (word string, port int, rest
 	if len(parts) != 3 {
 		t.Fatalf("reply to %.20q: %q", what, b[:n])
 	}
-	fmt.Sscan(parts[1], &port)
+	_, _ = fmt.Sscan(parts[1], &port)
 	return parts[0], port, parts[2]
 }

@@ -111,7 +111,7 @@ func (l *loop) serve() bool {
 				unix.Close(l.bell)
 			} else {
 				var rung [8]byte
-				unix.Read(l.bell, rung[:]) // EAGAIN: nobody rang
+				_, _ = unix.Read(l.bell, rung[:]) // EAGAIN: nobody rang
 			}
 			return l.ended
 		}
@@ -130,7 +130,7 @@ func (l *loop) post(f func()) bool {
 		return false
 	}
 	if l.calls = append(l.calls, f); len(l.calls) == 1 {
-		unix.Write(l.bell, binary.NativeEndian.AppendUint64(nil, 1)) // it is read long before it is full
+		_, _ = unix.Write(l.bell, binary.NativeEndian.AppendUint64(nil, 1)) // it is read long before it is full
 	}
 	return true
 }
@@ -182,7 +182,7 @@ func (l *loop) watch(fd int, w watcher) error {
 func (l *loop) forget(fd int) {
 	if _, ok := l.watched[fd]; ok {
 		delete(l.watched, fd)
-		unix.EpollCtl(l.epoll, unix.EPOLL_CTL_DEL, fd, nil) // cannot fail for a watched descriptor
+		_ = unix.EpollCtl(l.epoll, unix.EPOLL_CTL_DEL, fd, nil) // cannot fail for a watched descriptor
 	}
 }
 

@@ -123,7 +123,7 @@ func explain(err error, host netip.AddrPort) error {
 	if errors.Is(err, unix.EADDRINUSE) {
 		return err // explained by whoever has it
 	}
-	why := ""
+	var why string
 	switch {
 	case errors.Is(err, unix.EADDRNOTAVAIL):
 		why = fmt.Sprintf("%s is not an address of this host", host.Addr())

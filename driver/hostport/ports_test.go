@@ -206,8 +206,8 @@ func TestSideBySide(t *testing.T) {
 					}
 				}
 				p.Lookup(mine.Key())
-				p.Release(shared)
-				p.Release(mine)
+				_ = p.Release(shared)
+				_ = p.Release(mine)
 			}
 			if err := p.Hold(mine); err != nil {
 				errs <- err

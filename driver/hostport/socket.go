@@ -138,7 +138,7 @@ func connectFrom(fd, typ int, to unix.Sockaddr) (netip.AddrPort, error) {
 // resetSocket closes a TCP socket so that its peer is told that something went wrong (socket(7),
 // SO_LINGER).
 func resetSocket(fd int) {
-	unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
 	unix.Close(fd)
 }
 

@@ -178,7 +178,7 @@ func (r *relay) copy(dst, src *end) {
 	reset := dead(src.TCPConn) && !src.finished.Load()
 	if err == nil && !reset {
 		dst.finished.Store(true)
-		dst.CloseWrite() // fails when dst has been reset, which the other direction notices
+		_ = dst.CloseWrite() // fails when dst has been reset, which the other direction notices
 		return
 	}
 	r.broken.Store(true)
@@ -197,7 +197,7 @@ func (r *relay) reset() {
 }
 
 func abort(c *net.TCPConn) {
-	c.SetLinger(0) // fails for a closed one only
+	_ = c.SetLinger(0) // fails for a closed one only
 	c.Close()
 }
 
@@ -221,7 +221,7 @@ func conn(fd int) (*net.TCPConn, error) {
 		}
 		t.Close()
 	}
-	unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}) // for f.Close
+	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}) // for f.Close
 	return nil, fmt.Errorf("use socket: %w", err)
 }
 

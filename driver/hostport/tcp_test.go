@@ -52,7 +52,7 @@ func wantRefusal(t testing.TB, to string) {
 	c, err := net.DialTimeout("tcp", to, 5*time.Second)
 	if err == nil {
 		defer c.Close()
-		c.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 		_, err = io.Copy(io.Discard, c)
 	}
 	if !errors.Is(err, unix.ECONNRESET) {
@@ -84,8 +84,8 @@ func TestHalfClose(t *testing.T) {
 	p, _ := start(t)
 	answered := make(chan struct{})
 	listenTCP(t, container4+":80", func(c *net.TCPConn) {
-		io.WriteString(c, "x")
-		c.CloseWrite()
+		_, _ = io.WriteString(c, "x")
+		_ = c.CloseWrite()
 		b, _ := io.ReadAll(c) // what comes after our end
 		if string(b) == "still here" {
 			close(answered)
@@ -93,7 +93,7 @@ func TestHalfClose(t *testing.T) {
 	})
 	listenTCP(t, container4+":81", func(c *net.TCPConn) {
 		b, _ := io.ReadAll(c)
-		c.Write(append(b, '!')) // after the client's end
+		_, _ = c.Write(append(b, '!')) // after the client's end
 	})
 	hold(t, p, hostPort(tcp, "127.0.0.1:80", container4+":80"))
 	hold(t, p, hostPort(tcp, "127.0.0.1:81", container4+":81"))
@@ -102,8 +102,8 @@ func TestHalfClose(t *testing.T) {
 	if b, err := io.ReadAll(c); err != nil || string(b) != "x" {
 		t.Fatalf("read %q, %v", b, err)
 	}
-	io.WriteString(c, "still here")
-	c.CloseWrite()
+	_, _ = io.WriteString(c, "still here")
+	_ = c.CloseWrite()
 	select {
 	case <-answered:
 	case <-time.After(10 * time.Second):
@@ -111,8 +111,8 @@ func TestHalfClose(t *testing.T) {
 	}
 
 	c = dialTCP(t, "127.0.0.1:81")
-	io.WriteString(c, "question")
-	c.CloseWrite()
+	_, _ = io.WriteString(c, "question")
+	_ = c.CloseWrite()
 	if b, err := io.ReadAll(c); err != nil || string(b) != "question!" {
 		t.Errorf("read %q, %v", b, err)
 	}
@@ -134,16 +134,16 @@ func TestTransfer(t *testing.T) {
 	listenTCP(t, container4+":80", func(c *net.TCPConn) {
 		var wg sync.WaitGroup
 		wg.Go(func() { received <- sum(c) })
-		io.Copy(c, data(1))
-		c.CloseWrite()
+		_, _ = io.Copy(c, data(1))
+		_ = c.CloseWrite()
 		wg.Wait()
 	})
 	hold(t, p, hostPort(tcp, "127.0.0.1:80", container4+":80"))
 	c := dialTCP(t, "127.0.0.1:80")
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		io.Copy(c, data(2))
-		c.CloseWrite()
+		_, _ = io.Copy(c, data(2))
+		_ = c.CloseWrite()
 	})
 	if got, want := sum(c), sum(data(1)); !bytes.Equal(got, want) {
 		t.Errorf("from the server: %s, want %s", got, want)
@@ -175,7 +175,7 @@ func TestSilentTarget(t *testing.T) {
 	stuck := dialTCP(t, "127.0.0.1:80")
 	readWord(t, dialTCP(t, "127.0.0.1:81"))
 	wantReset(t, stuck)
-	unix.Shutdown(silent, unix.SHUT_RDWR)
+	_ = unix.Shutdown(silent, unix.SHUT_RDWR)
 }
 
 // TestReset passes a reset on, both ways.
@@ -183,20 +183,20 @@ func TestReset(t *testing.T) {
 	p, _ := start(t)
 	ended := make(chan error, 1)
 	listenTCP(t, container4+":80", func(c *net.TCPConn) {
-		io.WriteString(c, "x")
+		_, _ = io.WriteString(c, "x")
 		_, err := io.Copy(io.Discard, c)
 		ended <- err
 	})
 	listenTCP(t, container4+":81", func(c *net.TCPConn) {
-		io.WriteString(c, "last words")
-		c.Read(make([]byte, 1))
-		c.SetLinger(0)
+		_, _ = io.WriteString(c, "last words")
+		_, _ = c.Read(make([]byte, 1))
+		_ = c.SetLinger(0)
 	})
 	hold(t, p, hostPort(tcp, "127.0.0.1:80", container4+":80"))
 	hold(t, p, hostPort(tcp, "127.0.0.1:81", container4+":81"))
 	c := dialTCP(t, "127.0.0.1:80")
 	readWord(t, c)
-	c.SetLinger(0)
+	_ = c.SetLinger(0)
 	c.Close()
 	if err := <-ended; !errors.Is(err, unix.ECONNRESET) {
 		t.Errorf("the server's connection ends with %v, want a reset", err)
@@ -206,7 +206,7 @@ func TestReset(t *testing.T) {
 	if _, err := io.ReadFull(c, b); err != nil {
 		t.Fatal(err)
 	}
-	io.WriteString(c, "x")
+	_, _ = io.WriteString(c, "x")
 	wantReset(t, c)
 }
 
@@ -215,9 +215,9 @@ func TestReset(t *testing.T) {
 func TestServerGone(t *testing.T) {
 	p, _ := start(t)
 	listenTCP(t, container4+":80", func(c *net.TCPConn) {
-		c.Read(make([]byte, 1))
-		io.WriteString(c, "too large")
-		c.CloseWrite()
+		_, _ = c.Read(make([]byte, 1))
+		_, _ = io.WriteString(c, "too large")
+		_ = c.CloseWrite()
 	}) // closed with data unread: a reset follows
 	hold(t, p, hostPort(tcp, "127.0.0.1:80", container4+":80"))
 	c := dialTCP(t, "127.0.0.1:80")
@@ -289,7 +289,7 @@ func TestNothingLeaks(t *testing.T) {
 		c := dialTCP(t, "127.0.0.1:80")
 		readWord(t, c)
 		if i%2 == 0 {
-			c.SetLinger(0)
+			_ = c.SetLinger(0)
 		}
 		c.Close()
 	}
@@ -327,7 +327,7 @@ func TestLoop(t *testing.T) {
 	for _, to := range []string{"127.0.0.1:80", "127.0.0.1:81", host4 + ":40000"} {
 		wantRefusal(t, to)
 	}
-	if _, err := dialUDP(t, "", "127.0.0.1:80").Write([]byte("x")); err != nil {
+	if _, err := dialUDP(t, "127.0.0.1:80").Write([]byte("x")); err != nil {
 		t.Fatal(err)
 	}
 	until(t, "all relays have ended but the UDP client's", func() error { return same(1, active(p)) })
@@ -360,9 +360,9 @@ func TestLastWords(t *testing.T) {
 	var client, server *net.TCPConn
 	r.client.TCPConn, client = pair(host4 + ":1")
 	r.server.TCPConn, server = pair(container4 + ":80")
-	io.WriteString(client, "x")
-	io.WriteString(server, "answer")
-	server.SetLinger(0)
+	_, _ = io.WriteString(client, "x")
+	_, _ = io.WriteString(server, "answer")
+	_ = server.SetLinger(0)
 	server.Close()
 	r.copy(&r.server, &r.client)
 	if !r.broken.Load() {
@@ -462,7 +462,7 @@ func TestListenerKilled(t *testing.T) {
 	listenTCP(t, container4+":80", echo("a"))
 	hp := hostPort(tcp, "127.0.0.1:80", container4+":80")
 	hold(t, p, hp)
-	p.loop.do(func() { unix.Shutdown(p.find(hp).fd, unix.SHUT_RD) })
+	p.loop.do(func() { _ = unix.Shutdown(p.find(hp).fd, unix.SHUT_RD) })
 	until(t, "the port is lost", func() error { return same(0, len(p.Held())) })
 	if !log.has("the socket of host port 127.0.0.1:80/tcp is gone") {
 		t.Errorf("log: %s", log)
@@ -484,7 +484,7 @@ func TestManyClients(t *testing.T) {
 	for i, c := range clients {
 		wg.Go(func() {
 			b := make([]byte, 5)
-			io.WriteString(c, fmt.Sprintf("%04d", i))
+			_, _ = io.WriteString(c, fmt.Sprintf("%04d", i))
 			if _, err := io.ReadFull(c, b); err != nil || string(b) != fmt.Sprintf("a%04d", i) {
 				t.Errorf("client %d: %q, %v", i, b, err)
 			}

@@ -77,7 +77,7 @@ func (f *flow) ready() {
 		}
 		f.touch()
 		// What does not go is lost.
-		unix.SendmsgN(f.port.fd, p.buffer[:n], f.source, f.reply, unix.MSG_NOSIGNAL)
+		_, _ = unix.SendmsgN(f.port.fd, p.buffer[:n], f.source, f.reply, unix.MSG_NOSIGNAL)
 	}
 }
 

@@ -25,7 +25,7 @@ func TestRelayUDP(t *testing.T) {
 		{"[::]:5357", container4 + ":53", "[" + container6 + "]:5357", "four"},
 	} {
 		hold(t, p, hostPort(udp, c.host, c.target))
-		client := dialUDP(t, "", c.dial)
+		client := dialUDP(t, c.dial)
 		for _, what := range []string{"hello", "", strings.Repeat("x", 65000)} { // the longest leaves room for the server's words
 			if word, _, rest := ask(t, client, what); word != c.want || rest != what {
 				t.Errorf("%s: %s answers with %d bytes, want %s and %d", c.dial, word, len(rest), c.want, len(what))
@@ -39,7 +39,7 @@ func TestFlows(t *testing.T) {
 	p, _ := start(t)
 	serveUDP(t, container4+":5300", "a")
 	hold(t, p, hostPort(udp, "0.0.0.0:53", container4+":5300"))
-	a, b := dialUDP(t, "", "127.0.0.1:53"), dialUDP(t, "", "127.0.0.1:53")
+	a, b := dialUDP(t, "127.0.0.1:53"), dialUDP(t, "127.0.0.1:53")
 	_, first, _ := ask(t, a, "1")
 	_, again, _ := ask(t, a, "2")
 	_, other, _ := ask(t, b, "3")
@@ -52,9 +52,9 @@ func TestFlows(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	c.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
 	for _, to := range []string{"127.0.0.1:53", "127.0.0.2:53", "127.0.0.1:53"} {
-		c.WriteTo([]byte("x"), net.UDPAddrFromAddrPort(hostPort(udp, to, to).Host))
+		_, _ = c.WriteTo([]byte("x"), net.UDPAddrFromAddrPort(hostPort(udp, to, to).Host))
 		if _, from, err := c.ReadFrom(make([]byte, 100)); err != nil || from.String() != to {
 			t.Errorf("asked %s, the answer comes from %v: %v", to, from, err)
 		}
@@ -87,7 +87,7 @@ func TestFlowsExpire(t *testing.T) {
 	p, _ := start(t, func(l *limits) { l.now = now.Now })
 	serveUDP(t, container4+":53", "a")
 	hold(t, p, hostPort(udp, "127.0.0.1:53", container4+":53"))
-	idle, busy := dialUDP(t, "", "127.0.0.1:53"), dialUDP(t, "", "127.0.0.1:53")
+	idle, busy := dialUDP(t, "127.0.0.1:53"), dialUDP(t, "127.0.0.1:53")
 	_, before, _ := ask(t, busy, "x")
 	ask(t, idle, "x")
 	now.advance(100 * time.Second)
@@ -119,7 +119,7 @@ func TestTooManyFlows(t *testing.T) {
 			p, _ := start(t, change)
 			serveUDP(t, container4+":53", "a")
 			hold(t, p, hostPort(udp, "127.0.0.1:53", container4+":53"))
-			a, b, c := dialUDP(t, "", "127.0.0.1:53"), dialUDP(t, "", "127.0.0.1:53"), dialUDP(t, "", "127.0.0.1:53")
+			a, b, c := dialUDP(t, "127.0.0.1:53"), dialUDP(t, "127.0.0.1:53"), dialUDP(t, "127.0.0.1:53")
 			ask(t, a, "x")
 			_, first, _ := ask(t, b, "x")
 			ask(t, c, "x") // in place of a
@@ -140,7 +140,7 @@ func TestUDPTargetChanges(t *testing.T) {
 	serveUDP(t, other4+":53", "new")
 	hp := hostPort(udp, "127.0.0.1:53", container4+":53")
 	hold(t, p, hp)
-	c := dialUDP(t, "", "127.0.0.1:53")
+	c := dialUDP(t, "127.0.0.1:53")
 	_, before, _ := ask(t, c, "x")
 	hold(t, p, hp) // no change
 	if word, after, _ := ask(t, c, "x"); word != "old" || before != after {
@@ -162,7 +162,7 @@ func TestFlowKilled(t *testing.T) {
 	serveUDP(t, container4+":53", "a")
 	hp := hostPort(udp, "127.0.0.1:53", container4+":53")
 	hold(t, p, hp)
-	c := dialUDP(t, "", "127.0.0.1:53")
+	c := dialUDP(t, "127.0.0.1:53")
 	ask(t, c, "x")
 	p.loop.do(func() {
 		for _, f := range p.find(hp).flows.byClient {
@@ -186,13 +186,13 @@ func TestUDPRefused(t *testing.T) {
 	p, _ := start(t)
 	hold(t, p, hostPort(udp, "127.0.0.1:53", container4+":53"))
 	hold(t, p, hostPort(udp, "127.0.0.1:54", "203.0.113.9:53")) // there is no route
-	c := dialUDP(t, "", "127.0.0.1:53")
+	c := dialUDP(t, "127.0.0.1:53")
 	for range 3 {
 		if _, err := c.Write([]byte("x")); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := dialUDP(t, "", "127.0.0.1:54").Write([]byte("x")); err != nil {
+	if _, err := dialUDP(t, "127.0.0.1:54").Write([]byte("x")); err != nil {
 		t.Fatal(err)
 	}
 	until(t, "the client has a flow", func() error { return same(1, active(p)) })
@@ -209,7 +209,7 @@ func TestUDPManyClients(t *testing.T) {
 	hold(t, p, hostPort(udp, "127.0.0.1:53", container4+":53"))
 	clients := make([]*net.UDPConn, 100)
 	for i := range clients {
-		clients[i] = dialUDP(t, "", "127.0.0.1:53")
+		clients[i] = dialUDP(t, "127.0.0.1:53")
 	}
 	var wg sync.WaitGroup
 	for i, c := range clients {

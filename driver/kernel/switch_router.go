@@ -89,9 +89,9 @@ func (k *Kernel) advertisedRoutes(ctx context.Context, l *link) ([]advertised, e
 // request makes or removes the route with a metric.
 func (a advertised) request(kind uint16, l *link, metric uint32) message {
 	body := make([]byte, unix.SizeofRtMsg)
-	body[0], body[4], body[routeProtocol], body[routeType] = unix.AF_INET6, unix.RT_TABLE_MAIN, unix.RTPROT_RA, unix.RTN_UNICAST
+	body[0], body[4], body[rtmProtocol], body[routeType] = unix.AF_INET6, unix.RT_TABLE_MAIN, unix.RTPROT_RA, unix.RTN_UNICAST
 	if kind == unix.RTM_DELROUTE {
-		body[routeProtocol] = 0 // any
+		body[rtmProtocol] = 0 // any
 	}
 	list := attrs{}.put(unix.RTA_GATEWAY, a.router.AsSlice()).u32(unix.RTA_OIF, uint32(l.index)).u32(unix.RTA_PRIORITY, metric)
 	m := message{kind: kind, flags: unix.NLM_F_ACK, about: fmt.Sprintf("default route by %s out of %s", a.router, l.name)}

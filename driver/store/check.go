@@ -37,9 +37,9 @@ func u32(b []byte) uint32 { return binary.NativeEndian.Uint32(b) }
 func u64(b []byte) uint64 { return binary.NativeEndian.Uint64(b) }
 
 type meta struct {
-	pageSize           uint32
-	root, pages, txid  uint64
-	freelist, checksum uint64
+	pageSize          uint32
+	root, pages, txid uint64
+	freelist          uint64
 }
 
 // image is the content of a record's file under check.

@@ -88,6 +88,8 @@ func part(name string, args []string) error {
 			return err
 		}
 		return printJSON(l)
+	case "redirect": // FROM TO [peer]
+		return redirect(args[0], args[1], len(args) > 2)
 	case "network": // SOCKET create|delete
 		if args[1] == "create" {
 			return dial(args[0]).createNetwork()

@@ -52,12 +52,14 @@ var parts = []struct {
 	{"run", nat, (*bench).wholeRun},
 	{"ports", nat, (*bench).ports}, // last: the daemon's memory grows with 10,000 ports
 	{"wire", wire, (*bench).wire},
+	{"layers", layers, (*bench).layers},
 }
 
 // What networks the reports are of.
 const (
-	nat  = "mode nat"
-	wire = "on the physical network"
+	nat    = "mode nat"
+	wire   = "on the physical network"
+	layers = "what a frame passes"
 )
 
 func partNames() []string {
@@ -92,7 +94,7 @@ func measureOn(ctx context.Context, engine lab.Engine, s settings) ([]*report, e
 	}
 	var reports []*report
 	for _, p := range parts {
-		if s.only != "" && !slices.Contains(strings.Split(s.only, ","), p.name) {
+		if s.only == "" && p.on == layers || s.only != "" && !slices.Contains(strings.Split(s.only, ","), p.name) {
 			continue
 		}
 		if err := ctx.Err(); err != nil {
@@ -129,7 +131,7 @@ func (b *bench) setUp(l *lab.Lab, engine lab.Engine, built string) error {
 	if b.host, err = l.Host(string(engine), engine); err != nil {
 		return err
 	}
-	if err := errors.Join(b.host.Plug(b.lan, "eth0", hostIP+"/24"), b.host.LoadImage(b.self)); err != nil {
+	if err := errors.Join(b.host.Plug(b.lan, "eth0", hostIP+"/24"), b.plugUplinks(), b.host.LoadImage(b.self)); err != nil {
 		return err
 	}
 	if err := b.host.InstallPlugin(built); err != nil {
@@ -145,14 +147,14 @@ func (b *bench) setUp(l *lab.Lab, engine lab.Engine, built string) error {
 		return err
 	}
 	for _, kind := range []string{ours, theirs} {
-		args := []string{"run", "-d", "--name", kind + "-server", "--network", network(kind), "-p", published[kind] + ":80"}
+		args := []string{"run", "-d", "--cap-add", "SYS_NICE", "--name", kind + "-server", "--network", network(kind), "-p", published[kind] + ":80"}
 		if kind == theirs {
 			args = append(args, "-p", "9001-9009:9001-9009") // ours get theirs later (ports)
 		}
 		if _, err := b.host.Docker(append(args, lab.Image, "/probe", "serve", cpu)...); err != nil {
 			return err
 		}
-		if _, err := b.host.Docker("run", "-d", "--name", kind+"-client", "--network", network(kind), lab.Image, "sleep", "100000"); err != nil {
+		if _, err := b.host.Docker("run", "-d", "--cap-add", "SYS_NICE", "--name", kind+"-client", "--network", network(kind), lab.Image, "sleep", "100000"); err != nil {
 			return err
 		}
 	}
@@ -227,7 +229,7 @@ func (b *bench) interleave(rounds int, things ...func() (time.Duration, error)) 
 }
 
 // names of what is measured, as measure has them.
-var names = map[string]string{"rr": "request/response", "crr": "connect/request/response", "send": "1 GB", "receive": "1 GB back"}
+var names = map[string]string{"rr": "request/response", "crr": "connect/request/response"}
 
 // traffic: one byte there and back, on a connection or with one for each.
 func (b *bench) traffic() error {

@@ -12,7 +12,7 @@ func (w *world) onTheWire() []*mode { return []*mode{w.transparent(), w.l2bridge
 func (w *world) transparent() *mode {
 	m := w.wireMode("transparent", "lan", "198.18.64.16/28", "198.18.64.32/28")
 	m.rows = append(m.rows,
-		row{"anybody", "published port", "cannot be had", w.unpublishable("lan")},
+		row{"anybody", "published port", "refused", w.unpublishable("lan")},
 		row{"the wire", "frames of a container", "the container's MAC", w.carries("lan1", false)},
 		row{"the wire", "who has its address (ARP)?", "the container's MAC", w.foundAt("lan1", false)},
 		w.removed("lan"))
@@ -42,9 +42,9 @@ func (w *world) l2tunnel() *mode {
 		row{"machine on the LAN", "published port", "reached, as the host", w.reached(at(w.desk), port(itself, 8090), itself)},
 		row{"host", "published port at 127.0.0.1", "reached", w.reached(onHost, port(loopback, 8090), anybody)},
 		row{"the wire", "frames of a container", "the host's MAC", w.carries("tenant1", true)},
-		row{"the wire", "frames between containers of a host", "out to it, and back", w.returns()},
-		row{"container", "container, same host; it forbids that", "refused", blocked.while(w.forbidden(m))},
-		row{"container", "container, same host; it is dead", "refused", blocked.while(w.dead)},
+		row{"the wire", "frames between containers of a host", "to gateway and back", w.returns()},
+		row{"container", "container; the gateway forbids it", "refused", blocked.while(w.forbidden(m))},
+		row{"container", "container; the gateway is dead", "refused", blocked.while(w.dead)},
 		w.removed("tenant"))
 	return m
 }

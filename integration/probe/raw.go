@@ -105,11 +105,9 @@ func sendPackets(address string, args []string) error {
 	if err != nil {
 		return err
 	}
-	family, sockaddr := unix.AF_INET, unix.Sockaddr(nil)
+	family, sockaddr := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: to.As16()})
 	if to.Is4() {
-		sockaddr = &unix.SockaddrInet4{Addr: to.As4()}
-	} else {
-		family, sockaddr = unix.AF_INET6, &unix.SockaddrInet6{Addr: to.As16()}
+		family, sockaddr = unix.AF_INET, &unix.SockaddrInet4{Addr: to.As4()}
 	}
 	fd, err := unix.Socket(family, unix.SOCK_RAW, unix.IPPROTO_RAW)
 	if err != nil {
