@@ -83,7 +83,9 @@ func (s *Service) parseEndpoint(ctx context.Context, n *network, req EndpointReq
 		if n.record.Options.StableMAC && e.Address.IsValid() {
 			name = s.leases.Name(n.record.IPv4[0].Pool, e.Address.Addr())
 		}
-		mac, err := n.chooseMAC(e.ID, name)
+		// By its address: who has spoken to an earlier container with it need not find out that its MAC
+		// is another, which takes half a minute.
+		mac, err := n.chooseMAC(e.Addresses()[0].String(), name)
 		if err != nil {
 			return mode.Endpoint{}, err
 		}

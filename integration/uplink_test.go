@@ -787,3 +787,63 @@ func TestWireOptions(t *testing.T) {
 		}
 	})
 }
+
+// TestAddressAgain: a container that is started again with its address is reached at once by those who
+// have spoken to it before, though they remember its MAC.
+func TestAddressAgain(t *testing.T) {
+	onWire(t, func(t *testing.T, w *wire, h, _ *host) {
+		for _, mode := range append([]string{"nat"}, wireModes...) {
+			name, asked := "again-"+mode, strings.Replace(wirePart4[h.Engine], "/28", "", 1)
+			if mode == "nat" {
+				asked = "198.19.80.7"
+				h.network(name, "--subnet", "198.19.80.0/24")
+			} else {
+				h.wired(name, mode)
+			}
+			w.forget(t)
+			h.client(name+"-b", name, "--ip", map[string]string{"198.19.80.7": "198.19.80.9", "198.18.64.16": "198.18.64.19", "198.18.64.32": "198.18.64.39"}[asked])
+			flags := []string{"--ip", asked}
+			if mode != "transparent" {
+				flags = append(flags, "-p", "8086:80")
+			}
+			h.server(name+"-a", name, flags...)
+			ways := map[string]func() error{
+				"another container": func() error {
+					_, err := h.in(name+"-b")("-timeout", "300ms", "ask", "tcp", asked+":80")
+					return err
+				},
+				"the host": func() error {
+					_, err := on(h.Machine)("-timeout", "300ms", "ask", "tcp", asked+":80")
+					return err
+				},
+			}
+			if mode == "transparent" {
+				ways["outside"] = func() error {
+					_, err := on(w.outside)("-timeout", "300ms", "ask", "tcp", asked+":80")
+					return err
+				}
+			} else {
+				ways["outside, by a published port"] = func() error {
+					_, err := on(w.outside)("-timeout", "300ms", "ask", "tcp", h.wire4+":8086")
+					return err
+				}
+			}
+			try := func(when string) {
+				t.Helper()
+				for what, ask := range ways {
+					if err := lab.WaitFor(2*time.Second, what, func() (bool, error) { err := ask(); return err == nil, err }); err != nil {
+						t.Errorf("%s, %s: %s is not reached: %v", mode, when, asked, err)
+					}
+				}
+			}
+			try("at first")
+			h.docker("restart", "-t", "0", name+"-a")
+			try("restarted")
+			h.docker("rm", "-f", name+"-a")
+			h.server(name+"-a", name, flags...)
+			try("made again")
+			h.docker("rm", "-f", name+"-a", name+"-b")
+			h.docker("network", "rm", name)
+		}
+	})
+}

@@ -351,11 +351,11 @@ func ParseMAC(s string) (plan.MAC, error) {
 }
 
 // ChooseMAC gives an endpoint an Ethernet address: from the pool, or a locally administered one.
-// It is the same for the same endpoint unless taken says that somebody has it. The error says
+// It is the same for the same seed unless taken says that somebody has it. The error says
 // that the pool is used up.
-func (o Options) ChooseMAC(id string, taken func(plan.MAC) bool) (plan.MAC, error) {
-	seed := sha256.Sum256([]byte("mac " + id))
-	number := binary.BigEndian.Uint64(seed[:8])
+func (o Options) ChooseMAC(seed string, taken func(plan.MAC) bool) (plan.MAC, error) {
+	sum := sha256.Sum256([]byte("mac " + seed))
+	number := binary.BigEndian.Uint64(sum[:8])
 	if len(o.MACPool) == 0 {
 		for ; ; number++ {
 			m := macOf(number)
