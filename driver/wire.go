@@ -20,6 +20,9 @@ func (s *Service) connect(ctx context.Context, record *mode.Network) error {
 	if err != nil {
 		return fmt.Errorf("option interface=%q: %w", record.Options.Interface, err)
 	}
+	if record.Options.Macvlan && record.Options.VLAN == 0 && uplink.Switch {
+		return fmt.Errorf("option interface=%q: the switch of another network holds it, and macvlan links cannot share it: leave backend=macvlan out, or name another", record.Options.Interface)
+	}
 	record.Wire.Foreign = uplink.Bridge
 	record.Connect(uplink)
 	return mode.ValidateWire(*record)

@@ -83,13 +83,15 @@ func TestExternalRefuses(t *testing.T) {
 		{"internal", func(r *NetworkRequest) { r.Internal = true }, "--internal"},
 		{"MTU", func(r *NetworkRequest) { r.Options["mtu"] = "9000" }, "carries at most 1500"},
 		{"VLAN of a bridge", func(r *NetworkRequest) { r.Options["interface"], r.Options["vlan"] = "br0", "20" }, "is a bridge"},
+		{"macvlan on a switch's uplink", func(r *NetworkRequest) { r.Options["backend"], r.Options["interface"] = "macvlan", "eth3" }, "macvlan links cannot share it"},
 		{"several uplinks", func(r *NetworkRequest) { r.Options["interface"] = "eth1,eth2" }, "bond"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			k, st := newFakeKernel(), newFakeStore()
+			k.uplinks["eth3"] = plan.Uplink{Name: "eth3", MTU: 1500, Switch: true}
 			k.uplinks["br0"] = plan.Uplink{Name: "br0", MTU: 1500, Bridge: true}
 			s := newService(t, k, st)
-			req := webRequest(3)
+			req := webRequest(4)
 			tt.change(&req)
 			err := s.CreateNetwork(context.Background(), req)
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
