@@ -401,8 +401,8 @@ func TestL2Tunnel(t *testing.T) {
 
 // The VLAN that machines outside are in, and its addresses.
 const (
-	vlanID, vlan4, vlanGateway = 20, "198.18.66.0/24", "198.18.66.254"
-	vlanOutside4               = "198.18.66.100"
+	vlanID, vlan4, vlanGateway = 20, "198.18.68.0/24", "198.18.68.254"
+	vlanOutside4               = "198.18.68.100"
 )
 
 // TestVLAN: frames leave with the tag, and only those with it come in.
@@ -422,9 +422,9 @@ func TestVLAN(t *testing.T) {
 				create := func(h *host, name string, id int, subnet, gateway, part string) {
 					h.network(name, "--subnet", subnet, "--gateway", gateway, "--ip-range", part, "-o", "mode="+mode, "-o", "interface="+containerUplink, "-o", fmt.Sprint("vlan=", id))
 				}
-				create(h, "tagged", vlanID, vlan4, vlanGateway, "198.18.66.16/28")
-				create(other, "tagged", vlanID, vlan4, vlanGateway, "198.18.66.32/28")
-				create(h, "tagged21", 21, "198.18.67.0/24", "198.18.67.254", "198.18.67.16/28")
+				create(h, "tagged", vlanID, vlan4, vlanGateway, "198.18.68.16/28")
+				create(other, "tagged", vlanID, vlan4, vlanGateway, "198.18.68.32/28")
+				create(h, "tagged21", 21, "198.18.69.0/24", "198.18.69.254", "198.18.69.16/28")
 				h.wired("untagged", mode)
 				h.server("tagged-a", "tagged")
 				other.server("tagged-b", "tagged")
@@ -455,9 +455,9 @@ func TestVLAN(t *testing.T) {
 						t.Errorf("%s finds %s of another VLAN: %s", container, target, out)
 					}
 				}
-				foreign("tagged21-a", "198.18.66.77/24", a)
-				foreign("untagged-a", "198.18.66.78/24", a)
-				foreign("tagged-a", "198.18.67.77/24", a21)
+				foreign("tagged21-a", "198.18.68.77/24", a)
+				foreign("untagged-a", "198.18.68.78/24", a)
+				foreign("tagged-a", "198.18.69.77/24", a21)
 				if out, err := w.outside.Run(shared.probe, "-timeout", "700ms", "arp", "eth0", a); err == nil {
 					t.Errorf("the untagged LAN finds a container of VLAN %d: %s", vlanID, out)
 				}
