@@ -316,6 +316,8 @@ func TestL2BridgePublishes(t *testing.T) {
 			reaches(t, "container of a nat network to published port", h.in("pub-c"), network, wireHost4[h.Engine]+":8080", "")
 			reaches(t, "host to its published port on loopback", on(h.Machine), network, "127.0.0.1:8080", "")
 		}
+		// Nobody is told of the container itself on the way: its MAC stays hidden.
+		seen := w.outside.Capture(t, "eth0")
 		// Its own address still works, though the host routes what belongs to a published port.
 		eachWay(a, a6, func(network, address, family string) {
 			reaches(t, "outside to the container's own address", on(w.outside), network, address, saw(outside4, outside6, family))
@@ -323,6 +325,7 @@ func TestL2BridgePublishes(t *testing.T) {
 			reaches(t, "container to the container's own address", h.in("pub-b"), network, address, saw(b, b6, family))
 			reaches(t, "host to the container's own address", on(h.Machine), network, address, "")
 		})
+		seen.Never(t, lab.Mentions(h.mac("pub-a", "pub")))
 		h.docker("rm", "-f", "pub-a")
 		barred(t, "released port", on(w.outside), "tcp", wireHost4[h.Engine]+":8080")
 	})

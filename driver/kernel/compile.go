@@ -36,6 +36,7 @@ var fields = map[nft.Field]field{
 	nft.IP6DAddr:     payload(datatypes[nft.IPv6], expr.PayloadBaseNetworkHeader, 24, isIPv6),
 	nft.SPort:        payload(datatypes[nft.Service], expr.PayloadBaseTransportHeader, 0),
 	nft.DPort:        payload(datatypes[nft.Service], expr.PayloadBaseTransportHeader, 2),
+	nft.ICMPType:     payload(icmpType, expr.PayloadBaseTransportHeader, 0, isIPv4, isICMP),
 	nft.ICMPv6Type:   payload(icmpv6Type, expr.PayloadBaseTransportHeader, 0, isIPv6, isICMPv6),
 	nft.NDTarget:     payload(datatypes[nft.IPv6], expr.PayloadBaseTransportHeader, 8, isIPv6, isICMPv6),
 	nft.NDOption:     payload(raw(2), expr.PayloadBaseTransportHeader, 24, isIPv6, isICMPv6),
@@ -85,12 +86,15 @@ const (
 	isIPv4     fact = "ip"
 	isIPv6     fact = "ip6"
 	isARP      fact = "arp"
+	isICMP     fact = "icmp"
 	isICMPv6   fact = "ipv6-icmp"
 )
 
 // check is a fact's test, the one that nft(8) uses in the family and leaves out of its lists.
 func check(f fact, family nft.Family) (load expr.Any, want []byte, err error) {
 	switch {
+	case f == isICMP:
+		return &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: unix.NFT_REG_1}, []byte{unix.IPPROTO_ICMP}, nil
 	case f == isICMPv6:
 		return &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: unix.NFT_REG_1}, []byte{unix.IPPROTO_ICMPV6}, nil
 	case family == nft.Inet && f == isIPv4:

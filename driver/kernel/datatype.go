@@ -41,6 +41,7 @@ var datatypes = map[nft.Type]datatype{
 var (
 	etherType  = named(nftables.TypeEtherType, false, names{"ip": 0x0800, "arp": 0x0806, "ip6": 0x86dd, "8021q": 0x8100, "8021ad": 0x88a8})
 	pktType    = named(nftables.TypePktType, true, names{"host": 0, "broadcast": 1, "multicast": 2, "other": 3})
+	icmpType   = named(nftables.TypeICMPType, false, names{"echo-reply": 0, "destination-unreachable": 3, "redirect": 5, "echo-request": 8, "time-exceeded": 11})
 	icmpv6Type = named(nftables.TypeICMP6Type, false, names{
 		"destination-unreachable": 1, "packet-too-big": 2, "time-exceeded": 3, "parameter-problem": 4,
 		"echo-request": 128, "echo-reply": 129, "mld-listener-query": 130, "mld-listener-report": 131,

@@ -84,6 +84,13 @@ var published = &nft.Chain{Name: "published", Rules: []nft.Rule{
 	nft.R("and back (6)", nft.In(open6, nft.IP6SAddr, nft.L4Proto, nft.SPort), nft.Is(nft.CtState, "established"), nft.Goto("admit")),
 }}
 
+// redirects keeps the host from telling the LAN and containers of the shorter way past it, when it
+// routes what belongs to a published port back into the switch: with the container's MAC.
+var redirects = &nft.Chain{Name: "redirects", Type: "filter", Hook: "output", Priority: prioFilter, Rules: []nft.Rule{
+	nft.R("there is no shorter way", nft.Is(nft.ICMPType, "redirect"), nft.In(external, nft.OIfName, nft.OIfName), nft.Drop),
+	nft.R("there is no shorter way (6)", nft.Is(nft.ICMPv6Type, "nd-redirect"), nft.In(external, nft.OIfName, nft.OIfName), nft.Drop),
+}}
+
 // First options of neighbour discovery messages, type and length (RFC 4861, section 4.6.1).
 const (
 	sourceLinkLayer = "0x101"

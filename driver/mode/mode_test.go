@@ -176,7 +176,9 @@ func rules(m Name) string {
 		t.Sets = slices.DeleteFunc(t.Sets, func(s *nft.Set) bool {
 			return (slices.Contains(externalSets, s) || slices.Contains(externalInet, s)) != own
 		})
-		t.Chains = slices.DeleteFunc(t.Chains, func(c *nft.Chain) bool { return (slices.Contains(externalChains, c) || c == published) != own })
+		t.Chains = slices.DeleteFunc(t.Chains, func(c *nft.Chain) bool {
+			return (slices.Contains(externalChains, c) || c == published || c == redirects) != own
+		})
 		return t.String()
 	}
 	if m == NAT {

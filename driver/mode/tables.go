@@ -120,6 +120,7 @@ func InetTable() *nft.Table {
 				nft.R("the outside", nft.Goto("admit")),
 			}},
 			published,
+			redirects,
 			{Name: "admit", Rules: []nft.Rule{
 				nft.R("for DOCKER-USER, where the policy of FORWARD may be drop", nft.MarkSet{Bit: admitted}, nft.Accept),
 			}},

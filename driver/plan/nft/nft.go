@@ -53,6 +53,7 @@ const (
 	IP6DAddr     Field = "ip6 daddr"
 	SPort        Field = "th sport"
 	DPort        Field = "th dport"
+	ICMPType     Field = "icmp type"
 	ICMPv6Type   Field = "icmpv6 type"
 	NDTarget     Field = "@th,64,128" // target address of neighbour discovery (icmpv6 taddr), RFC 4861 section 4.3 and 4.4; in lookups only
 	NDOption     Field = "@th,192,16" // type and length of the first option of a neighbour solicitation or advertisement (RFC 4861, section 4.6)
