@@ -97,7 +97,7 @@ var theWire = sync.OnceValues(func() (*wire, error) {
 		if err := h.Plug(w.lan, "eth2"); err != nil { // for those who share no switch
 			return nil, err
 		}
-		if _, err := h.Script(fmt.Sprintf("sysctl -qw net.ipv6.conf.eth1.accept_ra=0; ip route add 198.18.65.0/24 via %s; ip -6 route add fd00:65::/64 via %s", wireGateway, wireGateway6)); err != nil {
+		if _, err := h.Script(fmt.Sprintf("sysctl -qw net.ipv6.conf.eth1.accept_ra=0 net.ipv6.conf.eth2.accept_ra=0; ip route add 198.18.65.0/24 via %s; ip -6 route add fd00:65::/64 via %s", wireGateway, wireGateway6)); err != nil {
 			return nil, err
 		}
 	}
