@@ -25,8 +25,6 @@ type EndpointRequest struct {
 	Address6  netip.Prefix // IPv6 likewise
 	MAC       plan.MAC     // zero: dockway chooses
 	Options   map[string]string
-
-	leased plan.MAC // that the address is leased for
 }
 
 // EndpointReply tells what dockway chose for the endpoint.

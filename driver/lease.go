@@ -3,7 +3,6 @@ package driver
 import (
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
 	"fmt"
 	"net/netip"
 
@@ -34,19 +33,15 @@ func (s *Service) leaseFrom(record *mode.Network) error {
 	return err
 }
 
-// lease gives the endpoint's MAC and what the DHCP server told about its address. It takes seconds
-// when the server does not answer, so nothing is locked meanwhile.
-func (s *Service) lease(ctx context.Context, req EndpointRequest) (EndpointRequest, mode.Lease, error) {
+// lease gives the MAC that an endpoint's address is leased for, and what the DHCP server told about
+// it; nothing when it is not leased. It takes seconds when the server does not answer, so nothing is
+// locked meanwhile.
+func (s *Service) lease(ctx context.Context, req EndpointRequest) (plan.MAC, mode.Lease, error) {
 	record, known := s.record(req.NetworkID)
 	if !known || !record.Leased || !req.Address.IsValid() {
-		return req, mode.Lease{}, nil
+		return plan.MAC{}, mode.Lease{}, nil
 	}
-	mac, lease, err := s.leases.Lease(ctx, record.IPv4[0].Pool, req.Address.Addr(), req.MAC)
-	if err != nil {
-		return req, mode.Lease{}, err
-	}
-	req.leased = mac
-	return req, lease, nil
+	return s.leases.Lease(ctx, record.IPv4[0].Pool, req.Address.Addr(), req.MAC)
 }
 
 // ChooseMAC chooses the MAC of a container of a network, by its name if that is known, before the
@@ -63,19 +58,14 @@ func (s *Service) ChooseMAC(pool netip.Prefix, name string) (plan.MAC, error) {
 	}
 	s.index.Lock()
 	defer s.index.Unlock()
-	return found.chooseMAC("", name)
+	return found.chooseMAC(rand.Text(), name)
 }
 
-// chooseMAC chooses an endpoint's MAC: one that is always the same for a container's name, if the
+// chooseMAC chooses an endpoint's MAC, always the same for a seed: for the container's name, if the
 // network asks for that and the name is known.
-func (n *network) chooseMAC(id, name string) (plan.MAC, error) {
-	taken := func(m plan.MAC) bool { return n.stations[m] != "" }
+func (n *network) chooseMAC(seed, name string) (plan.MAC, error) {
 	if n.record.Options.StableMAC && name != "" {
-		sum := sha256.Sum256([]byte(n.record.Bridge() + " " + n.record.Options.Name + " " + name))
-		return n.record.Options.ChooseMAC(fmt.Sprintf("%x", sum), taken)
+		seed = n.record.Bridge() + " " + n.record.Options.Name + " " + name
 	}
-	if id == "" {
-		id = rand.Text()
-	}
-	return n.record.Options.ChooseMAC(id, taken)
+	return n.record.Options.ChooseMAC(seed, func(m plan.MAC) bool { return n.stations[m] != "" })
 }

@@ -48,7 +48,7 @@ func same(a, b mode.Network) bool {
 }
 
 // parseEndpoint makes the record that a request asks for. The caller holds n.mu.
-func (s *Service) parseEndpoint(ctx context.Context, n *network, req EndpointRequest, lease mode.Lease) (mode.Endpoint, error) {
+func (s *Service) parseEndpoint(ctx context.Context, n *network, req EndpointRequest, leased plan.MAC, lease mode.Lease) (mode.Endpoint, error) {
 	if !identifier.MatchString(req.ID) {
 		return mode.Endpoint{}, fmt.Errorf("endpoint ID %q is not one of an engine: 12 to 64 letters and digits", req.ID)
 	}
@@ -74,8 +74,8 @@ func (s *Service) parseEndpoint(ctx context.Context, n *network, req EndpointReq
 	}
 	old, exists := n.endpoints[req.ID]
 	switch {
-	case e.MAC == plan.MAC{} && req.leased != plan.MAC{}:
-		e.MAC = req.leased
+	case e.MAC == plan.MAC{} && leased != plan.MAC{}:
+		e.MAC = leased
 	case e.MAC == plan.MAC{} && exists:
 		e.MAC = old.MAC
 	case e.MAC == plan.MAC{}:

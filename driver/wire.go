@@ -73,6 +73,8 @@ func (s *Service) moved(networks []mode.Network) []mode.Network {
 // follow takes note of it. It need not be on disk: who starts looks again. The caller holds s.all
 // for writing.
 func (s *Service) follow(networks []mode.Network) {
+	s.index.Lock() // the command line reads beside
+	defer s.index.Unlock()
 	for _, now := range networks {
 		n := s.networks[now.ID]
 		n.record.Wire = now.Wire

@@ -65,16 +65,7 @@ func TestDHCP(t *testing.T) {
 				}
 
 				// The lease outlives the plugin, and is given back with the container.
-				pid, err := h.PluginPID()
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err := h.KillPlugin(); err != nil {
-					t.Fatal(err)
-				}
-				if err := h.WaitPlugin(pid); err != nil {
-					t.Fatal(err)
-				}
+				h.killPlugin()
 				reaches(t, "outside to leased container after the plugin's restart", on(w.outside), "tcp", a+":80", outside4)
 				seen := w.router.Capture(t, "eth0")
 				h.docker("rm", "-f", "leased-a")

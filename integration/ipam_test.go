@@ -79,16 +79,7 @@ func TestAddressesSurvive(t *testing.T) {
 	eachEngine(t, func(t *testing.T, h *host) {
 		h.network("keep", "--subnet", "198.19.21.0/24")
 		h.client("keep-a", "keep")
-		pid, err := h.PluginPID()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := h.KillPlugin(); err != nil {
-			t.Fatal(err)
-		}
-		if err := h.WaitPlugin(pid); err != nil {
-			t.Fatal(err)
-		}
+		h.killPlugin()
 		h.client("keep-b", "keep")
 		if a, b := h.address("keep-a", "keep"), h.address("keep-b", "keep"); a == b {
 			t.Errorf("two containers have %s", a)

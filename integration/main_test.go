@@ -156,6 +156,21 @@ func (h *host) docker(args ...string) string {
 	return out
 }
 
+// killPlugin ends the plugin without warning, and waits until the engine has started it again.
+func (h *host) killPlugin() {
+	h.t.Helper()
+	pid, err := h.PluginPID()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if err := h.KillPlugin(); err != nil {
+		h.t.Fatal(err)
+	}
+	if err := h.WaitPlugin(pid); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
 // refused runs a docker command that has to fail and say certain words.
 func (h *host) refused(words string, args ...string) {
 	h.t.Helper()

@@ -190,6 +190,39 @@ func eachWay(v4, v6 string, try func(network, address, family string)) {
 	}
 }
 
+// everybodyReaches tries who is on the wire with who: containers a and b of the host and c of the other,
+// the hosts, and the machines outside. Nobody's address is translated.
+func (w *wire) everybodyReaches(t *testing.T, h, other *host, network string) {
+	t.Helper()
+	type station struct {
+		name   string
+		from   from
+		v4, v6 string
+	}
+	container := func(h *host, name, what string) station {
+		return station{what, h.in(network + name), h.address(network+name, network), h.address6(network+name, network)}
+	}
+	a := container(h, "-a", "container")
+	c := container(other, "-c", "other host's container")
+	outside, far := station{"outside", on(w.outside), outside4, outside6}, station{"another subnet", on(w.far), far4, far6}
+	reach := func(from, to station) {
+		t.Helper()
+		eachWay(to.v4, to.v6, func(proto, address, family string) {
+			reaches(t, from.name+" to "+to.name, from.from, proto, address, map[string]string{"4": from.v4, "6": from.v6}[family])
+		})
+	}
+	for _, from := range []station{
+		outside, far, container(h, "-b", "container beside"), c,
+		{"host", on(h.Machine), wireHost4[h.Engine], wireHost6[h.Engine]},
+		{"other host", on(other.Machine), wireHost4[other.Engine], wireHost6[other.Engine]},
+	} {
+		reach(from, a)
+	}
+	for _, to := range []station{outside, far, c} {
+		reach(a, to)
+	}
+}
+
 // TestTransparent: containers are on the LAN as machines are.
 func TestTransparent(t *testing.T) {
 	onWire(t, func(t *testing.T, w *wire, h, other *host) {
@@ -199,28 +232,8 @@ func TestTransparent(t *testing.T) {
 		h.client("lan-b", "lan")
 		other.server("lan-c", "lan")
 		a, a6, mac := h.address("lan-a", "lan"), h.address6("lan-a", "lan"), h.mac("lan-a", "lan")
-		b, b6 := h.address("lan-b", "lan"), h.address6("lan-b", "lan")
-		c, c6 := other.address("lan-c", "lan"), other.address6("lan-c", "lan")
-		saw := func(v4, v6, family string) string { return map[string]string{"4": v4, "6": v6}[family] }
-
 		seen := w.outside.Capture(t, "eth0")
-		eachWay(a, a6, func(network, address, family string) {
-			reaches(t, "outside to container", on(w.outside), network, address, saw(outside4, outside6, family))
-			reaches(t, "another subnet to container", on(w.far), network, address, saw(far4, far6, family))
-			reaches(t, "container to container", h.in("lan-b"), network, address, saw(b, b6, family))
-			reaches(t, "host to its container", on(h.Machine), network, address, saw(wireHost4[h.Engine], wireHost6[h.Engine], family))
-			reaches(t, "other host's container to container", other.in("lan-c"), network, address, saw(c, c6, family))
-			reaches(t, "other host to container", on(other.Machine), network, address, saw(wireHost4[other.Engine], wireHost6[other.Engine], family))
-		})
-		eachWay(outside4, outside6, func(network, address, family string) {
-			reaches(t, "container to outside", h.in("lan-a"), network, address, saw(a, a6, family))
-		})
-		eachWay(far4, far6, func(network, address, family string) {
-			reaches(t, "container to another subnet", h.in("lan-a"), network, address, saw(a, a6, family))
-		})
-		eachWay(c, c6, func(network, address, family string) {
-			reaches(t, "container to other host's container", h.in("lan-a"), network, address, saw(a, a6, family))
-		})
+		w.everybodyReaches(t, h, other, "lan")
 		if out := h.docker("exec", "lan-b", "ping", "-c1", "-W2", a); !strings.Contains(out, "ttl=64") {
 			t.Errorf("the TTL between two containers was changed: %s", out)
 		}
@@ -245,32 +258,14 @@ func TestL2Bridge(t *testing.T) {
 		h.server("pods-b", "pods")
 		other.server("pods-c", "pods")
 		a, a6, mac := h.address("pods-a", "pods"), h.address6("pods-a", "pods"), h.mac("pods-a", "pods")
-		b, b6, bMAC := h.address("pods-b", "pods"), h.address6("pods-b", "pods"), h.mac("pods-b", "pods")
-		c, c6, cMAC := other.address("pods-c", "pods"), other.address6("pods-c", "pods"), other.mac("pods-c", "pods")
-		saw := func(v4, v6, family string) string { return map[string]string{"4": v4, "6": v6}[family] }
+		bMAC, cMAC := h.mac("pods-b", "pods"), other.mac("pods-c", "pods")
 		hostMAC, err := h.MAC(containerUplink)
 		if err != nil {
 			t.Fatal(err)
 		}
 		seen := w.outside.Capture(t, "eth0")
 		inside := h.CaptureIn(t, "pods-b", "eth0")
-		eachWay(a, a6, func(network, address, family string) {
-			reaches(t, "outside to container", on(w.outside), network, address, saw(outside4, outside6, family))
-			reaches(t, "another subnet to container", on(w.far), network, address, saw(far4, far6, family))
-			reaches(t, "container to container", h.in("pods-b"), network, address, saw(b, b6, family))
-			reaches(t, "host to its container", on(h.Machine), network, address, saw(wireHost4[h.Engine], wireHost6[h.Engine], family))
-			reaches(t, "other host's container to container", other.in("pods-c"), network, address, saw(c, c6, family))
-			reaches(t, "other host to container", on(other.Machine), network, address, saw(wireHost4[other.Engine], wireHost6[other.Engine], family))
-		})
-		eachWay(outside4, outside6, func(network, address, family string) {
-			reaches(t, "container to outside", h.in("pods-a"), network, address, saw(a, a6, family))
-		})
-		eachWay(far4, far6, func(network, address, family string) {
-			reaches(t, "container to another subnet", h.in("pods-a"), network, address, saw(a, a6, family))
-		})
-		eachWay(c, c6, func(network, address, family string) {
-			reaches(t, "container to other host's container", h.in("pods-a"), network, address, saw(a, a6, family))
-		})
+		w.everybodyReaches(t, h, other, "pods")
 		// The hosts find the containers of others, and are found: from everywhere, by the host's MAC.
 		if out, err := w.outside.Run(shared.probe, "arp", "eth0", a); err != nil || out != hostMAC {
 			t.Errorf("ARP for a container is answered with %q (%v), want the host's MAC %s", out, err, hostMAC)
@@ -504,16 +499,7 @@ func TestMacvlan(t *testing.T) {
 			t.Error(err)
 		}
 		// The plugin's repair leaves links alone that are in containers.
-		pid, err := h.PluginPID()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := h.KillPlugin(); err != nil {
-			t.Fatal(err)
-		}
-		if err := h.WaitPlugin(pid); err != nil {
-			t.Fatal(err)
-		}
+		h.killPlugin()
 		reaches(t, "outside to container after the plugin's restart", on(w.outside), "tcp", a+":80", outside4)
 		if out, err := h.Run("ip", "-o", "link", "show", "type", "macvlan"); err != nil || strings.Count(out, "\n") > 0 || !strings.Contains(out, "dwm") {
 			t.Errorf("the host has more links than its own: %s %v", out, err)

@@ -147,9 +147,9 @@ var options = []option{
 		o.MACPool, err = parseMACPool(v)
 		return err
 	}},
-	{name: "mac", modes: every, value: "`random` or `stable`", doc: "Whether a container that is made again, with the same name, has the same Ethernet address: for reservations of a DHCP server. Engines tell the name from version 29 on, and only `--ipam-driver dockway:latest`. `random` unless given.", set: func(o *Options, v string) error {
-		if v != "random" && v != "stable" {
-			return errors.New("use random or stable")
+	{name: "mac", modes: every, value: "`address` or `stable`", doc: "What a container's Ethernet address follows from: its IP address (where a DHCP server gives that, it is random); or, with `stable`, its name, so that a container that is made again keeps a DHCP server's reservation. Engines tell the name from version 29 on, and only `--ipam-driver dockway:latest`. `address` unless given.", set: func(o *Options, v string) error {
+		if v != "address" && v != "stable" {
+			return errors.New("use address or stable")
 		}
 		o.StableMAC = v == "stable"
 		return nil
