@@ -456,6 +456,13 @@ func TestVLAN(t *testing.T) {
 				foreign("tagged21-a", "198.18.68.77/24", a)
 				foreign("untagged-a", "198.18.68.78/24", a)
 				foreign("tagged-a", "198.18.69.77/24", a21)
+				// The host is not in the VLAN: it answers there for none of its addresses.
+				if out, err := h.Docker("exec", "tagged-a", "/probe", "-timeout", "700ms", "arp", "eth0", wireHost4[h.Engine]); err == nil {
+					t.Errorf("a container finds its host in VLAN %d: %s", vlanID, out)
+				}
+				if out, err := w.outside.Run(shared.probe, "-timeout", "700ms", "arp", "eth0.20", wireHost4[h.Engine]); err == nil {
+					t.Errorf("VLAN %d finds the host: %s", vlanID, out)
+				}
 				if out, err := w.outside.Run(shared.probe, "-timeout", "700ms", "arp", "eth0", a); err == nil {
 					t.Errorf("the untagged LAN finds a container of VLAN %d: %s", vlanID, out)
 				}

@@ -154,7 +154,7 @@ var options = []option{
 		o.StableMAC = v == "stable"
 		return nil
 	}},
-	{name: "network_name", aliases: []string{windows + "networkname"}, modes: every, value: "text", doc: "A name to show in `dockway networks`; the engine does not tell drivers its own.", set: func(o *Options, v string) error {
+	{name: "network_name", aliases: []string{windows + "networkname"}, modes: every, value: "text", doc: "A name for messages, the log and `dockway networks --json`; the engine does not tell drivers its own.", set: func(o *Options, v string) error {
 		if v == "" || len(v) > 128 || strings.ContainsFunc(v, func(r rune) bool { return r < ' ' || r == 0x7f }) {
 			return errors.New("a name has 1 to 128 printable characters")
 		}
