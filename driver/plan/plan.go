@@ -27,31 +27,43 @@ type Object interface {
 	String() string
 }
 
-// Key is an object's kind and its name within the kind.
+// Key is an object's kind and its name within the kind, and the namespace that it is in.
 type Key struct {
-	Kind Kind
-	Name string
+	Kind      Kind
+	Name      string
+	Namespace string // one of ours; empty: the host's
 }
 
-func (k Key) String() string { return string(k.Kind) + " " + k.Name }
+func (k Key) String() string {
+	if k.Namespace != "" {
+		return string(k.Kind) + " " + k.Name + " in " + k.Namespace
+	}
+	return string(k.Kind) + " " + k.Name
+}
 
 // Kind is one of the handful of things that a plan can hold.
 type Kind string
 
 // The kinds.
 const (
-	KindTable    Kind = "table"
-	KindAdmit    Kind = "admit"
-	KindVLAN     Kind = "vlan"
-	KindSwitch   Kind = "switch"
-	KindBridge   Kind = "bridge"
-	KindVeth     Kind = "veth"
-	KindMacvlan  Kind = "macvlan"
-	KindSysctl   Kind = "sysctl"
-	KindAddress  Kind = "address"
-	KindRoute    Kind = "route"
-	KindElement  Kind = "element"
-	KindHostPort Kind = "hostport"
+	KindNamespace Kind = "namespace"
+	KindTable     Kind = "table"
+	KindAdmit     Kind = "admit"
+	KindVLAN      Kind = "vlan"
+	KindSwitch    Kind = "switch"
+	KindBridge    Kind = "bridge"
+	KindVeth      Kind = "veth"
+	KindMacvlan   Kind = "macvlan"
+	KindVXLAN     Kind = "vxlan"
+	KindTransit   Kind = "transit"
+	KindSysctl    Kind = "sysctl"
+	KindAddress   Kind = "address"
+	KindNeighbour Kind = "neighbour"
+	KindFDB       Kind = "fdb"
+	KindRoute     Kind = "route"
+	KindElement   Kind = "element"
+	KindHostPort  Kind = "hostport"
+	KindShortcut  Kind = "shortcut"
 )
 
 // Rank orders a change: lower ranks are added first and removed last, so that a guard stands
@@ -60,12 +72,14 @@ type Rank int
 
 // The ranks, in order (design, invariant 4).
 const (
-	RankGuard Rank = iota
+	RankNamespace Rank = iota
+	RankGuard
 	RankVLAN
 	RankSwitch
 	RankLink
 	RankSysctl
 	RankAddress
+	RankNeighbour
 	RankRoute
 	RankReserve
 	RankOpen
@@ -101,9 +115,28 @@ func (s State) Keys() []Key { return slices.Collect(maps.Keys(s)) }
 
 // Sorted lists the objects by rank, then by key.
 func (s State) Sorted() []Object {
-	return slices.SortedFunc(maps.Values(s), func(a, b Object) int {
-		return cmp.Or(cmp.Compare(a.Rank(), b.Rank()), compareKeys(a.Key(), b.Key()))
-	})
+	all := make([]ranked, 0, len(s))
+	for key, o := range s {
+		all = append(all, ranked{o.Rank(), key, Op{Object: o}})
+	}
+	out := make([]Object, 0, len(all))
+	for _, r := range order(all) {
+		out = append(out, r.Object)
+	}
+	return out
+}
+
+// ranked is an operation with what it is sorted by: to find out a key takes long.
+type ranked struct {
+	rank Rank
+	key  Key
+	Op
+}
+
+// order sorts by rank, then by key.
+func order(all []ranked) []ranked {
+	slices.SortFunc(all, func(a, b ranked) int { return cmp.Or(cmp.Compare(a.rank, b.rank), compareKeys(a.key, b.key)) })
+	return all
 }
 
 // String prints one object a line, sorted.
@@ -137,31 +170,38 @@ func (o Op) String() string { return string(o.Verb) + " " + o.Object.String() }
 
 // Diff lists the operations that make observed what is wanted: first what goes, openings
 // before guards, then what comes, guards before openings. What is observed but not wanted is
-// deleted, so observed must hold only what is ours.
+// deleted, so observed must hold only what is ours. What is in a namespace goes with it.
 func Diff(observed, wanted State) []Op {
-	var gone, come []Op
-	for _, o := range observed.Sorted() {
-		if o.Key().Kind == KindSysctl {
+	var gone, come []ranked // of hundreds of thousands that there may be, few differ: only these are sorted
+	for key, o := range observed {
+		if key.Kind == KindSysctl {
 			continue // shared with everybody on the host: what it was before is not ours to know
 		}
-		if _, ok := wanted[o.Key()]; !ok {
-			gone = append(gone, Op{Verb: Delete, Object: o})
+		if namespace := (Key{Kind: KindNamespace, Name: key.Namespace}); observed[namespace] != nil && wanted[namespace] == nil {
+			continue
+		}
+		if _, ok := wanted[key]; !ok {
+			gone = append(gone, ranked{o.Rank(), key, Op{Verb: Delete, Object: o}})
 		}
 	}
-	slices.Reverse(gone)
-	for _, w := range wanted.Sorted() {
-		switch o, ok := observed[w.Key()]; {
+	slices.Reverse(order(gone))
+	for key, w := range wanted {
+		switch o, ok := observed[key]; {
 		case !ok:
-			come = append(come, Op{Verb: Add, Object: w})
+			come = append(come, ranked{w.Rank(), key, Op{Verb: Add, Object: w}})
 		case !w.Same(o):
-			come = append(come, Op{Verb: Replace, Object: w, Old: o})
+			come = append(come, ranked{w.Rank(), key, Op{Verb: Replace, Object: w, Old: o}})
 		}
 	}
-	return append(gone, come...)
+	var out []Op
+	for _, r := range append(gone, order(come)...) {
+		out = append(out, r.Op)
+	}
+	return out
 }
 
 func compareKeys(a, b Key) int {
-	return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name))
+	return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
 }
 
 // Table is one nftables table of ours without its elements.
@@ -179,7 +219,15 @@ type Admit struct {
 type MAC [6]byte
 
 func (m MAC) String() string {
-	return fmt.Sprintf("%02x:%02x:%02x:%02x:%02x:%02x", m[0], m[1], m[2], m[3], m[4], m[5])
+	const digits = "0123456789abcdef"
+	var text [17]byte
+	for i, b := range m {
+		text[3*i], text[3*i+1] = digits[b>>4], digits[b&15]
+		if i > 0 {
+			text[3*i-1] = ':'
+		}
+	}
+	return string(text[:])
 }
 
 // MarshalText and UnmarshalText are the address with colons.
@@ -245,13 +293,15 @@ type Route struct {
 }
 
 // Veth is an endpoint's port: the host's end, a port of Bridge. Peer and PeerMAC are used only
-// when the pair is made: after Join the container's end has left and is not ours.
+// when the pair is made: after Join the container's end has left and is not ours. The container's end
+// is made in the host's namespace, where engines look for it, also when the port is in one of ours.
 type Veth struct {
 	Name     string
 	Alias    string // the mark of ownership
 	Bridge   string
 	MTU      int
 	Isolated bool // cannot reach other isolated ports (disable_icc)
+	Static   bool // does not learn who is behind it (learning off): FDB entries say so
 	Up       bool
 	Peer     string
 	PeerMAC  MAC
@@ -286,20 +336,20 @@ type HostPort struct {
 	Target netip.AddrPort
 }
 
-func (t Table) Key() Key   { return Key{KindTable, string(t.Family) + " " + t.Name} }
-func (a Admit) Key() Key   { return Key{KindAdmit, a.Family} }
-func (v VLAN) Key() Key    { return Key{KindVLAN, v.Name} }
-func (s Switch) Key() Key  { return Key{KindSwitch, s.Name} }
-func (b Bridge) Key() Key  { return Key{KindBridge, b.Name} }
-func (m Macvlan) Key() Key { return Key{KindMacvlan, m.Name} }
-func (r Route) Key() Key   { return Key{KindRoute, r.Link + " " + r.Prefix.String()} }
-func (v Veth) Key() Key    { return Key{KindVeth, v.Name} }
-func (a Address) Key() Key { return Key{KindAddress, a.Link + " " + a.Prefix.String()} }
-func (s Sysctl) Key() Key  { return Key{KindSysctl, s.Name} }
+func (t Table) Key() Key   { return Key{Kind: KindTable, Name: string(t.Family) + " " + t.Name} }
+func (a Admit) Key() Key   { return Key{Kind: KindAdmit, Name: a.Family} }
+func (v VLAN) Key() Key    { return Key{Kind: KindVLAN, Name: v.Name} }
+func (s Switch) Key() Key  { return Key{Kind: KindSwitch, Name: s.Name} }
+func (b Bridge) Key() Key  { return Key{Kind: KindBridge, Name: b.Name} }
+func (m Macvlan) Key() Key { return Key{Kind: KindMacvlan, Name: m.Name} }
+func (r Route) Key() Key   { return Key{Kind: KindRoute, Name: r.Link + " " + r.Prefix.String()} }
+func (v Veth) Key() Key    { return Key{Kind: KindVeth, Name: v.Name} }
+func (a Address) Key() Key { return Key{Kind: KindAddress, Name: a.Link + " " + a.Prefix.String()} }
+func (s Sysctl) Key() Key  { return Key{Kind: KindSysctl, Name: s.Name} }
 func (e Element) Key() Key {
-	return Key{KindElement, fmt.Sprintf("%s %s %s", e.Set.Family, e.Set.Name, e.Elem)}
+	return Key{Kind: KindElement, Name: fmt.Sprintf("%s %s %s", e.Set.Family, e.Set.Name, e.Elem)}
 }
-func (p HostPort) Key() Key { return Key{KindHostPort, p.Proto + " " + p.Host.String()} }
+func (p HostPort) Key() Key { return Key{Kind: KindHostPort, Name: p.Proto + " " + p.Host.String()} }
 
 func (Table) Rank() Rank    { return RankGuard }
 func (Admit) Rank() Rank    { return RankOpen }

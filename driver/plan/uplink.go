@@ -9,6 +9,7 @@ type Uplink struct {
 	MTU    int
 	Bridge bool // it is a bridge of the host's, which is used as it is
 	Switch bool // it is a port of a Switch of ours
-	// Addresses are the host's on it, but for link-local ones: none when a Switch of ours has them.
+	// Addresses are the host's on it, or on the Switch of ours that it is a port of, but for link-local
+	// ones.
 	Addresses []netip.Prefix
 }

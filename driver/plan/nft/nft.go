@@ -41,6 +41,7 @@ const (
 	IIfName      Field = "iifname"
 	OIfName      Field = "oifname"
 	OIfKind      Field = "meta oifkind" // rtnl kind of the output interface, such as "bridge"
+	SKUID        Field = "meta skuid"   // user of the socket that sends; nothing matches what no socket sends
 	L4Proto      Field = "meta l4proto"
 	EtherType    Field = "meta protocol" // of what a VLAN tag, if any, is before
 	FrameType    Field = "ether type"    // that of the VLAN tag, if any
@@ -167,12 +168,14 @@ type Update struct {
 	Set    *Set
 }
 
-// MarkSet sets one bit of the packet mark; MarkClear clears it; MarkIs matches it.
-type (
-	MarkSet   struct{ Bit uint32 }
-	MarkClear struct{ Bit uint32 }
-	MarkIs    struct{ Bit uint32 }
-)
+// MarkSet sets one bit of the packet mark.
+type MarkSet struct{ Bit uint32 }
+
+// MarkClear clears one bit of the packet mark.
+type MarkClear struct{ Bit uint32 }
+
+// MarkIs matches packets with the bit in their mark.
+type MarkIs struct{ Bit uint32 }
 
 // Masquerade rewrites the source to the address of the output interface.
 type Masquerade struct{}
@@ -199,21 +202,31 @@ func Jump(chain string) Verdict { return Verdict{Kind: "jump", Chain: chain} }
 // Goto continues in chain and does not come back.
 func Goto(chain string) Verdict { return Verdict{Kind: "goto", Chain: chain} }
 
-// Is and IsNot compare a field with one value.
-func Is(f Field, value string) Match    { return Match{Field: f, Value: value} }
+// Is matches a field that has the value.
+func Is(f Field, value string) Match { return Match{Field: f, Value: value} }
+
+// IsNot matches a field that has any other value.
 func IsNot(f Field, value string) Match { return Match{Field: f, Not: true, Value: value} }
 
-// In and NotIn look fields up in a set.
-func In(s *Set, f ...Field) Lookup    { return Lookup{Fields: f, Set: s} }
+// In matches fields that are, together, an element of the set.
+func In(s *Set, f ...Field) Lookup { return Lookup{Fields: f, Set: s} }
+
+// NotIn matches fields that are, together, no element of the set.
 func NotIn(s *Set, f ...Field) Lookup { return Lookup{Fields: f, Not: true, Set: s} }
 
-// AnyOf and NoneOf compare a field with several values.
-func AnyOf(f Field, values ...string) OneOf  { return OneOf{Field: f, Values: values} }
+// AnyOf matches a field that has one of the values.
+func AnyOf(f Field, values ...string) OneOf { return OneOf{Field: f, Values: values} }
+
+// NoneOf matches a field that has none of the values.
 func NoneOf(f Field, values ...string) OneOf { return OneOf{Field: f, Not: true, Values: values} }
 
-// To, Copy and Mapped write a field: a value, another field, or what the map holds for the fields.
+// To writes a value to a field.
 func To(f Field, value string) Write { return Write{Field: f, Value: value} }
-func Copy(f, from Field) Write       { return Write{Field: f, From: []Field{from}} }
+
+// Copy writes another field to a field.
+func Copy(f, from Field) Write { return Write{Field: f, From: []Field{from}} }
+
+// Mapped writes to a field what the map holds for other fields.
 func Mapped(f Field, m *Set, from ...Field) Write {
 	return Write{Field: f, From: from, Map: m}
 }
