@@ -6,14 +6,13 @@ import (
 	"fmt"
 	"net/netip"
 	"time"
-
-	"github.com/insomniacslk/dhcp/dhcpv4"
 )
 
 const (
 	// confirmTime is how long a server that offered an address has to confirm it, before everybody is asked again.
 	confirmTime = 7 * time.Second
-	// otherServers is how long other servers have to offer the right address when one has offered a wrong one.
+	// otherServers is how long other servers have to offer the right address when one has offered a wrong one, or to grant a
+	// lease of theirs when one has refused it.
 	otherServers = time.Second
 )
 
@@ -102,20 +101,24 @@ func (a acquisition) try(ctx context.Context) (Lease, error) {
 	switch {
 	case errors.As(err, &refused):
 		return Lease{}, err
+	case err == nil && a.only && lease.Prefix.Addr() != a.wanted:
+		_ = x.release(lease)
+		return Lease{}, &OfferedError{a.wanted, lease.Prefix.Addr(), lease.Server}
 	case err != nil: // the server may have leased the address, and its answer was lost
-		_ = x.tell(offer.unicast(x.stamp(offer.release())))
+		_ = x.release(offer)
 		return Lease{}, err
 	}
-	holder, err := a.probeAddress(ctx, lease)
+	lease = a.lan.protocol.complete(ctx, x, lease)
+	holder, err := a.probeAddress(ctx, a.lan.protocol, lease)
 	switch {
 	case ctx.Err() != nil:
-		_ = x.tell(lease.unicast(x.stamp(lease.release())))
+		_ = x.release(lease)
 		return Lease{}, ctx.Err()
 	case err != nil:
 		a.log.WithError(err).WithField("lease", lease).Warn("whether the leased address is used by somebody else could not be asked")
 	case holder != MAC{}:
 		err := &TakenError{lease.Prefix.Addr(), holder}
-		_ = x.tell(lease.Request.broadcast(x.stamp(lease.decline("address is in use"))))
+		_ = x.tell(a.lan.protocol.decline(x, lease))
 		return Lease{}, err
 	}
 	return lease, nil
@@ -128,10 +131,10 @@ func (a acquisition) choose(ctx context.Context, x *exchange) (Lease, error) {
 	var offer Lease
 	var other *OfferedError
 	err := x.ask(deadline,
-		func(int) []byte { return a.request.broadcast(x.stamp(a.request.discover(a.wanted))) },
+		func(int) []byte { return a.lan.protocol.discover(x, a.request, a.wanted) },
 		backoff,
-		func(m answer) bool {
-			if m.MessageType() != dhcpv4.MessageTypeOffer {
+		func(m received) bool {
+			if !m.offers() {
 				return false
 			}
 			lease, err := m.lease(a.request, x.asked)
@@ -157,8 +160,8 @@ func (a acquisition) choose(ctx context.Context, x *exchange) (Lease, error) {
 	case x.trouble != nil:
 		return Lease{}, x.trouble
 	case isSilence(err):
-		return Lease{}, fmt.Errorf("%w within %s: check that one serves this LAN or VLAN, that a cable or switch leads to it, and that switch "+
-			"and hypervisor let frames of the container's MAC pass (MAC spoofing, promiscuous mode)", ErrNoServer, time.Since(x.begun).Round(time.Second))
+		return Lease{}, fmt.Errorf("%w%s within %s: check that one serves this LAN or VLAN, that a cable or switch leads to it, and that switch "+
+			"and hypervisor let frames of the container's MAC pass (MAC spoofing, promiscuous mode)", ErrNoServer, a.lan.protocol.name(), time.Since(x.begun).Round(time.Second))
 	}
 	return Lease{}, err
 }
@@ -169,16 +172,13 @@ func (a acquisition) confirm(ctx context.Context, x *exchange, offer Lease) (Lea
 	defer cancel()
 	var lease Lease
 	var refused error
-	secs := x.stamp(a.request.discover(a.wanted)).NumSeconds // the same in all these messages (RFC 2131, 4.4.1)
+	after := time.Since(x.begun)
+	x.trouble = nil // what was wrong with other offers
 	err := x.ask(deadline,
-		func(int) []byte {
-			m := x.stamp(offer.selectOffer())
-			m.NumSeconds = secs
-			return a.request.broadcast(m)
-		},
+		func(int) []byte { return a.lan.protocol.accept(x, offer, after) },
 		backoff,
-		func(m answer) (done bool) {
-			if m.server() != offer.Server {
+		func(m received) (done bool) {
+			if !m.of(offer) {
 				return false
 			}
 			lease, refused, done = m.verdict(offer, x)
@@ -189,6 +189,8 @@ func (a acquisition) confirm(ctx context.Context, x *exchange, offer Lease) (Lea
 		return Lease{}, refused
 	case err == nil:
 		return lease, nil
+	case isSilence(err) && x.trouble != nil:
+		return Lease{}, x.trouble
 	case isSilence(err):
 		return Lease{}, fmt.Errorf("server %s offered %s, but did not confirm it within %s: see the server's log", offer.Server, offer.Prefix, confirmTime)
 	}
@@ -196,20 +198,16 @@ func (a acquisition) confirm(ctx context.Context, x *exchange, offer Lease) (Lea
 }
 
 // verdict reads the answer to a request for an address: the lease, or the refusal. What is neither does not count.
-func (a answer) verdict(asked Lease, x *exchange) (lease Lease, refused error, done bool) {
-	switch a.MessageType() {
-	case dhcpv4.MessageTypeNak:
-		return Lease{}, &RefusedError{asked.Prefix.Addr(), a.server(), a.reason()}, true
-	case dhcpv4.MessageTypeAck:
-		lease, err := a.lease(asked.Request, x.asked)
-		if err == nil && lease.Prefix.Addr() != asked.Prefix.Addr() {
-			err = fmt.Errorf("it is about %s, not %s", lease.Prefix, asked.Prefix)
-		}
-		if err != nil {
-			x.trouble = fmt.Errorf("the acknowledgement from %s cannot be used: %w", a.from, err)
-			return Lease{}, nil, false
-		}
+func (r received) verdict(asked Lease, x *exchange) (lease Lease, refused error, done bool) {
+	lease, err := r.grant(asked, x.asked)
+	var no *RefusedError
+	switch {
+	case err == nil:
 		return lease, nil, true
+	case errors.As(err, &no):
+		return Lease{}, no, true
+	case !errors.Is(err, errOther):
+		x.trouble = fmt.Errorf("the answer from %s cannot be used: %w", r.from, err)
 	}
 	return Lease{}, nil, false
 }

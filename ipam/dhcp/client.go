@@ -1,4 +1,4 @@
-// Package dhcp leases addresses for containers from the DHCP server of the LAN (RFC 2131, RFC 2132): on behalf of each container,
+// Package dhcp leases addresses for containers from the DHCP server of the LAN (RFC 2131 and 2132 for IPv4, RFC 8415 for IPv6): on behalf of each container,
 // from the host, before the container starts and for as long as it runs. It renews what it has leased.
 //
 // It is not for setting an address on a link, nor for keeping a record: the caller does both, and hands the recorded leases
@@ -35,15 +35,16 @@ type Config struct {
 type Kind string
 
 const (
-	// Renewed: the lease goes on, with new times and perhaps a new server.
+	// Renewed says that the lease goes on, with new times and perhaps a new server.
 	Renewed Kind = "renewed"
-	// Changed: the lease goes on, but something differs that a container was set up with: after Refused or Expired the address
-	// itself, or a gateway, a name server and the like (Lease.SameSettings).
+	// Changed says that the lease goes on, but something differs that a container was set up with: after Refused or Expired the
+	// address itself, or a gateway, a name server and the like (Lease.SameSettings).
 	Changed Kind = "changed"
-	// Refused: the server took the address back before its time (DHCPNAK). The container should stop using it. It is asked for
-	// again from now on.
+	// Refused says that the server took the address back before its time (DHCPNAK). The container should stop using it. It is
+	// asked for again from now on.
 	Refused Kind = "refused"
-	// Expired: no server renewed the lease in time. The container should stop using it. It is asked for again from now on.
+	// Expired says that no server renewed the lease in time. The container should stop using it. It is asked for again from now
+	// on.
 	Expired Kind = "expired"
 )
 
@@ -67,7 +68,7 @@ type Client struct {
 	end       context.CancelFunc // Close's
 
 	mu     sync.Mutex
-	lans   map[string]*lan
+	lans   map[lanKey]*lan
 	kept   map[key]*keeper
 	closed bool
 }
@@ -96,7 +97,7 @@ func newClient(cfg Config, open opener) *Client {
 		probe:   cfg.Probe,
 		open:    open,
 		started: time.Now(),
-		lans:    map[string]*lan{},
+		lans:    map[lanKey]*lan{},
 		kept:    map[key]*keeper{},
 	}
 	c.life, c.end = context.WithCancel(context.Background())
@@ -128,7 +129,7 @@ func (c *Client) obtain(ctx context.Context, r Request) (Lease, error) {
 	if err := r.validate(); err != nil {
 		return Lease{}, err
 	}
-	l, err := c.lan(r.Link)
+	l, err := c.lan(r)
 	if err != nil {
 		return Lease{}, err
 	}
@@ -148,7 +149,7 @@ func (c *Client) Keep(lease Lease) error {
 	if err := lease.validate(); err != nil {
 		return fmt.Errorf("keep lease %s: %w", lease, err)
 	}
-	l, err := c.lan(lease.Link)
+	l, err := c.lan(lease.Request)
 	if err != nil {
 		return fmt.Errorf("keep lease %s: %w", lease, err)
 	}
@@ -199,13 +200,13 @@ func (c *Client) release(ctx context.Context, lease Lease) error {
 	if !time.Now().Before(lease.Expires()) {
 		return nil
 	}
-	l, err := c.lan(lease.Link)
+	l, err := c.lan(lease.Request)
 	if err != nil {
 		return err
 	}
 	x := l.begin(lease.MAC)
 	defer x.end()
-	return x.tell(lease.unicast(x.stamp(lease.release())))
+	return x.release(lease)
 }
 
 // Leases lists the leases that are kept, by link and MAC. One whose time is over is listed too, as long as it is asked for.
@@ -226,7 +227,7 @@ func (c *Client) Close() error {
 	c.mu.Lock()
 	c.closed = true
 	kept, lans := c.kept, c.lans
-	c.kept, c.lans = map[key]*keeper{}, map[string]*lan{}
+	c.kept, c.lans = map[key]*keeper{}, map[lanKey]*lan{}
 	c.mu.Unlock()
 	c.end()
 	for _, k := range kept {
@@ -241,16 +242,23 @@ func (c *Client) Close() error {
 	return c.namespace.Close()
 }
 
-func (c *Client) lan(link string) (*lan, error) {
+// lanKey is a link and whether it is for IPv6: each has a transport of its own.
+type lanKey struct {
+	link string
+	ipv6 bool
+}
+
+func (c *Client) lan(r Request) (*lan, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
 		return nil, os.ErrClosed
 	}
-	l := c.lans[link]
+	k := lanKey{r.Link, r.IPv6}
+	l := c.lans[k]
 	if l == nil {
-		l = newLAN(link, c.open, c.log)
-		c.lans[link] = l
+		l = newLAN(r.Link, r.protocol(), c.open, c.log)
+		c.lans[k] = l
 	}
 	return l, nil
 }

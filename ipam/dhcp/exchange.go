@@ -6,14 +6,12 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"time"
-
-	"github.com/insomniacslk/dhcp/dhcpv4"
 )
 
 // exchange is one conversation of a client: a message with its repetitions, and the answers. All carry its number.
 type exchange struct {
 	lan     *lan
-	id      dhcpv4.TransactionID
+	id      uint32
 	client  MAC
 	answers chan received
 	begun   time.Time
@@ -21,19 +19,13 @@ type exchange struct {
 	trouble error     // why nothing came of a message or an answer, the last of all reasons
 }
 
-// received is an answer, or what is wrong with it.
-type received struct {
-	answer
-	err error
-}
-
+// begin begins an exchange, which has to be ended.
 func (l *lan) begin(client MAC) *exchange {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	x := &exchange{lan: l, client: client, answers: make(chan received, 64), begun: time.Now()}
 	for taken := true; taken; _, taken = l.exchanges[x.id] {
-		n := rand.Uint32() // which cannot be guessed by somebody who does not see it on the wire
-		x.id = dhcpv4.TransactionID{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)}
+		x.id = rand.Uint32() & l.protocol.numbers() // which cannot be guessed by somebody who does not see it on the wire
 	}
 	l.exchanges[x.id] = x
 	return x
@@ -46,23 +38,34 @@ func (x *exchange) end() {
 	x.lan.idleLocked()
 }
 
-// stamp numbers a message.
-func (x *exchange) stamp(m *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
-	m.TransactionID = x.id
-	m.NumSeconds = uint16(min(time.Since(x.begun)/time.Second, 0xffff))
-	return m
-}
-
 // tell sends a message that has no answer.
 func (x *exchange) tell(frame []byte) error { return x.lan.send(frame) }
 
+// release gives a lease back, and lets the server say that it has heard if it is one of those that do.
+func (x *exchange) release(l Lease) error {
+	p := x.lan.protocol
+	if p.farewell() == 0 {
+		return x.tell(p.release(x, l))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), p.farewell())
+	defer cancel()
+	x.trouble = nil
+	err := x.ask(ctx, func(int) []byte { return p.release(x, l) }, func(int) time.Duration { return p.farewell() / 2 },
+		func(r received) bool { return r.of(l) && !r.offers() })
+	if isSilence(err) {
+		return x.trouble
+	}
+	return err
+}
+
 // ask sends the frame made by message, again after each pause, and hands every answer to accept until that returns true. Both
 // are given the number of the message, from 0. The error is the context's.
-func (x *exchange) ask(ctx context.Context, message func(n int) []byte, pause func(n int) time.Duration, accept func(answer) bool) error {
+func (x *exchange) ask(ctx context.Context, message func(n int) []byte, pause func(n int) time.Duration, accept func(received) bool) error {
 	for n := 0; ; n++ {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		x.lan.protocol.listen(x)
 		x.asked = time.Now()
 		if err := x.lan.send(message(n)); err != nil {
 			x.trouble = fmt.Errorf("send: %w", err)
@@ -74,7 +77,7 @@ func (x *exchange) ask(ctx context.Context, message func(n int) []byte, pause fu
 }
 
 // listen waits for an answer that is accepted.
-func (x *exchange) listen(ctx context.Context, pause time.Duration, accept func(answer) bool) (bool, error) {
+func (x *exchange) listen(ctx context.Context, pause time.Duration, accept func(received) bool) (bool, error) {
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
 	for {
@@ -86,7 +89,7 @@ func (x *exchange) listen(ctx context.Context, pause time.Duration, accept func(
 		case r := <-x.answers:
 			if r.err != nil {
 				x.trouble = fmt.Errorf("an answer from %s cannot be used: %w", r.from, r.err)
-			} else if accept(r.answer) {
+			} else if accept(r) {
 				return true, nil
 			}
 		}

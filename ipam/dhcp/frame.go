@@ -7,21 +7,27 @@ import (
 	"net/netip"
 )
 
-// Sizes and numbers of the headers (IEEE 802.3, RFC 791, RFC 768, RFC 826).
+// Sizes and numbers of the headers (IEEE 802.3, RFC 791, RFC 8200, RFC 768, RFC 826).
 const (
 	ethernetHeader = 14
 	ipHeader       = 20
+	ip6Header      = 40
 	udpHeader      = 8
 	arpPacket      = 28
 
 	etherIPv4 = 0x0800
+	etherIPv6 = 0x86dd
 	etherARP  = 0x0806
 
 	protocolUDP      = 17
+	protocolICMP6    = 58
+	protocolHopByHop = 0
 	hardwareEthernet = 1
 
-	serverPort = 67
-	clientPort = 68
+	serverPort  = 67
+	clientPort  = 68
+	serverPort6 = 547
+	clientPort6 = 546
 )
 
 var (
@@ -29,6 +35,95 @@ var (
 	noAddress    = netip.IPv4Unspecified()
 	everybody    = netip.AddrFrom4([4]byte{255, 255, 255, 255})
 )
+
+// packet is an IP packet in an Ethernet frame, without IP options or extension headers of its own.
+type packet struct {
+	from, to       MAC
+	source, target netip.Addr
+	protocol       byte
+	hops           byte // time to live, or hop limit
+	payload        []byte
+}
+
+// frame writes the packet as it goes on the wire, from the Ethernet header on.
+func (p packet) frame() []byte {
+	if p.source.Is6() {
+		f := make([]byte, ethernetHeader+ip6Header, ethernetHeader+ip6Header+len(p.payload))
+		putEthernet(f, p.to, p.from, etherIPv6)
+		ip := f[ethernetHeader:]
+		ip[0] = 6 << 4
+		binary.BigEndian.PutUint16(ip[4:], uint16(len(p.payload)))
+		ip[6], ip[7] = p.protocol, p.hops
+		copy(ip[8:], p.source.AsSlice())
+		copy(ip[24:], p.target.AsSlice())
+		return append(f, p.payload...)
+	}
+	f := make([]byte, ethernetHeader+ipHeader, ethernetHeader+ipHeader+len(p.payload))
+	putEthernet(f, p.to, p.from, etherIPv4)
+	ip := f[ethernetHeader:]
+	ip[0] = 4<<4 | ipHeader/4
+	binary.BigEndian.PutUint16(ip[2:], uint16(ipHeader+len(p.payload)))
+	ip[8], ip[9] = p.hops, p.protocol
+	copy(ip[12:], p.source.AsSlice())
+	copy(ip[16:], p.target.AsSlice())
+	binary.BigEndian.PutUint16(ip[10:], ^sum(0, ip))
+	return append(f, p.payload...)
+}
+
+// sum sums the payload and the pseudo header made of the rest, for the checksum of UDP (RFC 768) and of ICMPv6 (RFC 4443).
+func (p packet) sum() uint16 {
+	pseudo := sum(sum(uint16(p.protocol), p.source.AsSlice()), p.target.AsSlice())
+	length := [2]byte{byte(len(p.payload) >> 8), byte(len(p.payload))}
+	return sum(sum(pseudo, length[:]), p.payload)
+}
+
+// seal writes the checksum of the payload to its place in it.
+func (p packet) seal(at int) packet {
+	checksum := ^p.sum()
+	if checksum == 0 {
+		checksum = 0xffff // 0 says in UDP that there is none
+	}
+	binary.BigEndian.PutUint16(p.payload[at:], checksum)
+	return p
+}
+
+// readPacket reads a frame. The payload is part of it. Whole packets only: fragments are an error.
+func readPacket(f []byte) (packet, error) {
+	if len(f) < ethernetHeader+ipHeader {
+		return packet{}, fmt.Errorf("frame of %d bytes is too short for IP", len(f))
+	}
+	p := packet{to: MAC(f[0:6]), from: MAC(f[6:12])}
+	ip := f[ethernetHeader:]
+	switch t := binary.BigEndian.Uint16(f[12:]); t {
+	case etherIPv4:
+		header, length := int(ip[0]&15)*4, int(binary.BigEndian.Uint16(ip[2:]))
+		switch {
+		case ip[0]>>4 != 4:
+			return packet{}, fmt.Errorf("IP version %d is not 4", ip[0]>>4)
+		case header < ipHeader || length < header || length > len(ip):
+			return packet{}, fmt.Errorf("IPv4 header of %d bytes and packet of %d do not fit into %d", header, length, len(ip))
+		case sum(0, ip[:header]) != 0xffff:
+			return packet{}, errors.New("IPv4 header checksum is wrong")
+		case binary.BigEndian.Uint16(ip[6:])&0x3fff != 0:
+			return packet{}, errors.New("packet is a fragment")
+		}
+		p.hops, p.protocol, p.payload = ip[8], ip[9], ip[header:length]
+		p.source, p.target = netip.AddrFrom4([4]byte(ip[12:16])), netip.AddrFrom4([4]byte(ip[16:20]))
+	case etherIPv6: // extension headers are other protocols, which nobody here asks for
+		if len(ip) < ip6Header || ip[0]>>4 != 6 {
+			return packet{}, fmt.Errorf("%d bytes of IP version %d are no IPv6 packet", len(ip), ip[0]>>4)
+		}
+		length := int(binary.BigEndian.Uint16(ip[4:]))
+		if length > len(ip)-ip6Header {
+			return packet{}, fmt.Errorf("IPv6 payload of %d bytes does not fit into %d", length, len(ip)-ip6Header)
+		}
+		p.protocol, p.hops, p.payload = ip[6], ip[7], ip[ip6Header:ip6Header+length]
+		p.source, p.target = netip.AddrFrom16([16]byte(ip[8:24])), netip.AddrFrom16([16]byte(ip[24:40]))
+	default:
+		return packet{}, fmt.Errorf("EtherType 0x%04x is not IP", t)
+	}
+	return p, nil
+}
 
 // datagram is a UDP datagram in an Ethernet frame.
 type datagram struct {
@@ -40,82 +135,46 @@ type datagram struct {
 
 // frame writes the datagram as it goes on the wire, from the Ethernet header on.
 func (d datagram) frame() []byte {
-	f := make([]byte, ethernetHeader+ipHeader+udpHeader+len(d.payload))
-	putEthernet(f, d.to, d.from, etherIPv4)
-
-	ip := f[ethernetHeader:]
-	ip[0] = 4<<4 | ipHeader/4
-	binary.BigEndian.PutUint16(ip[2:], uint16(len(ip)))
-	ip[8] = 64 // time to live
-	ip[9] = protocolUDP
-	source, target := d.source.As4(), d.target.As4()
-	copy(ip[12:], source[:])
-	copy(ip[16:], target[:])
-	binary.BigEndian.PutUint16(ip[10:], ^sum(0, ip[:ipHeader]))
-
-	udp := ip[ipHeader:]
+	udp := make([]byte, udpHeader, udpHeader+len(d.payload))
 	binary.BigEndian.PutUint16(udp, d.sourcePort)
 	binary.BigEndian.PutUint16(udp[2:], d.toPort)
-	binary.BigEndian.PutUint16(udp[4:], uint16(len(udp)))
-	copy(udp[udpHeader:], d.payload)
-	checksum := ^udpSum(ip, udp)
-	if checksum == 0 {
-		checksum = 0xffff // 0 says that there is none
-	}
-	binary.BigEndian.PutUint16(udp[6:], checksum)
-	return f
+	binary.BigEndian.PutUint16(udp[4:], uint16(udpHeader+len(d.payload)))
+	udp = append(udp, d.payload...)
+	return packet{d.from, d.to, d.source, d.target, protocolUDP, 64, udp}.seal(6).frame()
 }
 
 // readDatagram reads a frame. The payload is part of it. The UDP checksum counts unless unsummed says that the sender left it
-// to a network card that the frame has not passed. Whole datagrams only: fragments are an error.
+// to a network card that the frame has not passed.
 func readDatagram(f []byte, unsummed bool) (datagram, error) {
-	if len(f) < ethernetHeader+ipHeader+udpHeader {
-		return datagram{}, fmt.Errorf("frame of %d bytes is too short for UDP over IPv4", len(f))
+	p, err := readPacket(f)
+	if err != nil {
+		return datagram{}, err
 	}
-	if t := binary.BigEndian.Uint16(f[12:]); t != etherIPv4 {
-		return datagram{}, fmt.Errorf("EtherType 0x%04x is not IPv4", t)
-	}
-	ip := f[ethernetHeader:]
-	header, length := int(ip[0]&15)*4, int(binary.BigEndian.Uint16(ip[2:]))
+	udp := p.payload
 	switch {
-	case ip[0]>>4 != 4:
-		return datagram{}, fmt.Errorf("IP version %d is not 4", ip[0]>>4)
-	case header < ipHeader || length < header+udpHeader || length > len(ip):
-		return datagram{}, fmt.Errorf("IPv4 header of %d bytes and packet of %d do not fit into %d", header, length, len(ip))
-	case sum(0, ip[:header]) != 0xffff:
-		return datagram{}, errors.New("IPv4 header checksum is wrong")
-	case binary.BigEndian.Uint16(ip[6:])&0x3fff != 0:
-		return datagram{}, errors.New("packet is a fragment")
-	case ip[9] != protocolUDP:
-		return datagram{}, fmt.Errorf("IP protocol %d is not UDP", ip[9])
+	case p.protocol != protocolUDP:
+		return datagram{}, fmt.Errorf("IP protocol %d is not UDP", p.protocol)
+	case len(udp) < udpHeader:
+		return datagram{}, fmt.Errorf("packet with %d bytes is too short for UDP", len(udp))
 	}
-	udp := ip[header:length]
 	size := int(binary.BigEndian.Uint16(udp[4:]))
 	if size < udpHeader || size > len(udp) {
 		return datagram{}, fmt.Errorf("UDP length %d does not fit into %d bytes", size, len(udp))
 	}
-	udp = udp[:size]
-	if binary.BigEndian.Uint16(udp[6:]) != 0 && !unsummed && udpSum(ip, udp) != 0xffff {
+	p.payload = udp[:size]
+	none := binary.BigEndian.Uint16(udp[6:]) == 0 && p.source.Is4() // IPv6 always has one (RFC 8200)
+	if !none && !unsummed && p.sum() != 0xffff {
 		return datagram{}, errors.New("UDP checksum is wrong")
 	}
 	return datagram{
-		to:         MAC(f[0:6]),
-		from:       MAC(f[6:12]),
-		source:     netip.AddrFrom4([4]byte(ip[12:16])),
-		target:     netip.AddrFrom4([4]byte(ip[16:20])),
-		sourcePort: binary.BigEndian.Uint16(udp),
-		toPort:     binary.BigEndian.Uint16(udp[2:]),
-		payload:    udp[udpHeader:],
+		from: p.from, to: p.to, source: p.source, target: p.target,
+		sourcePort: binary.BigEndian.Uint16(udp), toPort: binary.BigEndian.Uint16(udp[2:]), payload: udp[udpHeader:size],
 	}, nil
 }
 
-// udpSum sums a UDP datagram and the pseudo header made of its IP header.
-func udpSum(ip, udp []byte) uint16 {
-	return sum(uint32(sum(uint32(protocolUDP+len(udp)), ip[12:20])), udp)
-}
-
 // sum is the Internet checksum before its complement (RFC 1071).
-func sum(total uint32, b []byte) uint16 {
+func sum(begin uint16, b []byte) uint16 {
+	total := uint32(begin)
 	for ; len(b) >= 2; b = b[2:] {
 		total += uint32(binary.BigEndian.Uint16(b))
 	}

@@ -113,7 +113,7 @@ func (k *keeper) confirm(ctx context.Context, held Lease) (Lease, error) {
 		return Lease{}, err
 	}
 	return k.ask(ctx, held, time.Now().Add(min(confirmAfterRestart, left/2)), backoff,
-		func(x *exchange, _ int) []byte { return held.Request.broadcast(x.stamp(held.verify())) },
+		func(x *exchange, _ int) []byte { return k.lan.protocol.verify(x, held) },
 		func(answer) bool { return true })
 }
 
@@ -127,24 +127,17 @@ func (k *keeper) extend(ctx context.Context, held Lease) (Lease, error) {
 		return Lease{}, err
 	}
 	lease, err := k.ask(ctx, held, held.Obtained.Add(held.T2), held.halfOfTheRest(held.T2),
-		func(x *exchange, _ int) []byte { return held.unicast(x.stamp(held.extend())) },
-		func(a answer) bool { return a.server() == held.Server })
+		func(x *exchange, _ int) []byte { return k.lan.protocol.renew(x, held) },
+		func(a answer) bool { return a.of(held) })
 	if !errors.Is(err, errSilent) {
 		return lease, err
 	}
 	renewing := err
 	lease, err = k.ask(ctx, held, held.Expires(), held.halfOfTheRest(held.Lifetime),
-		func(x *exchange, n int) []byte {
-			if n%2 == 0 {
-				return held.broadcast(x.stamp(held.extend()))
-			}
-			// The answer to the other request goes to the address, and does not come when nobody answers ARP for it, as when its
-			// container is stopped. The answer to this one is a broadcast.
-			return held.Request.broadcast(x.stamp(held.verify()))
-		},
+		func(x *exchange, n int) []byte { return k.lan.protocol.rebind(x, held, n) },
 		func(answer) bool { return true })
 	if errors.Is(err, errSilent) {
-		return Lease{}, fmt.Errorf("%w: asked its server: %v; asked everybody: %v", errExpired, renewing, err)
+		return Lease{}, fmt.Errorf("%w: asked its server: %v; asked everybody: %v", errExpired, renewing, err) //nolint:errorlint // it is not errSilent any more
 	}
 	return lease, err
 }
@@ -169,11 +162,25 @@ func (k *keeper) ask(ctx context.Context, held Lease, until time.Time, pause fun
 	x := k.lan.begin(held.MAC)
 	defer x.end()
 	var refused error
-	err = x.ask(ctx, func(n int) []byte { return frame(x, n) }, pause, func(a answer) (done bool) {
-		if mayAnswer(a) {
-			lease, refused, done = a.verdict(held, x)
+	err = x.ask(ctx, func(n int) []byte { return frame(x, n) }, pause, func(r received) bool {
+		if !mayAnswer(r.answer) {
+			return false
 		}
-		return done
+		granted, no, done := r.verdict(held, x)
+		switch {
+		case !done:
+			return false
+		case no == nil:
+			lease, refused = granted, nil
+			return true
+		case r.of(held):
+			refused = no
+			return true
+		case refused == nil: // who knows nothing of the lease can be the first to say so
+			refused = no
+			time.AfterFunc(otherServers, cancel)
+		}
+		return false
 	})
 	switch {
 	case refused != nil:

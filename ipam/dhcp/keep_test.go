@@ -202,6 +202,42 @@ func TestKeepMindsOnlyItsServer(t *testing.T) {
 	}, s)
 }
 
+// TestKeepAmongServers has another server of the LAN, which does not know the lease, be faster to refuse it than its server is to
+// say that it holds. When only the other one says something, that counts.
+func TestKeepAmongServers(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		silent bool
+		want   Kind
+	}{{"granted", false, Renewed}, {"only refused", true, Refused}} {
+		t.Run(c.name, func(t *testing.T) {
+			other, s := newServer(2), newServer(1)
+			other.offers, other.refuse = false, func(dhcpv4.MessageType) bool { return true }
+			onWire(t, func(t *testing.T, h *host) {
+				lease := h.obtain(t)
+				if err := h.Close(); err != nil {
+					t.Fatal(err)
+				}
+				h.change(func() {
+					s.silent = c.silent
+					h.delay = func(m *dhcpv4.DHCPv4) time.Duration {
+						if m.MessageType() == dhcpv4.MessageTypeNak {
+							return 0
+						}
+						return otherServers / 2
+					}
+				})
+				h.start(t)
+				h.keep(t, recorded(t, lease))
+				pass(restartFuzz + 2*otherServers)
+				if n := h.reported(); len(n) != 1 || n[0].Kind != c.want {
+					t.Errorf("reported %+v", n)
+				}
+			}, other, s)
+		})
+	}
+}
+
 func TestKeepReportsNewSettings(t *testing.T) {
 	s := newServer(1)
 	onWire(t, func(t *testing.T, h *host) {

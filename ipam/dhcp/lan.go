@@ -6,7 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 )
@@ -17,13 +16,14 @@ const linger = 5 * time.Second
 
 // lan shares one transport among all exchanges on a link, and has it open only while there are any.
 type lan struct {
-	name string
-	open opener
-	log  *logrus.Entry
+	name     string
+	protocol protocol
+	open     opener
+	log      *logrus.Entry
 
 	mu        sync.Mutex
 	transport transport // nil: closed
-	exchanges map[dhcpv4.TransactionID]*exchange
+	exchanges map[uint32]*exchange
 	idle      *time.Timer
 	closed    bool
 	readers   sync.WaitGroup
@@ -32,8 +32,8 @@ type lan struct {
 // opener opens a transport on a link.
 type opener func(link string, t traffic) (transport, error)
 
-func newLAN(name string, open opener, log *logrus.Entry) *lan {
-	return &lan{name: name, open: open, log: log.WithField("link", name), exchanges: map[dhcpv4.TransactionID]*exchange{}}
+func newLAN(name string, p protocol, open opener, log *logrus.Entry) *lan {
+	return &lan{name: name, protocol: p, open: open, log: log.WithField("link", name), exchanges: map[uint32]*exchange{}}
 }
 
 // ready opens the link if it is not open. The error says what is wrong with the link.
@@ -56,7 +56,7 @@ func (l *lan) openLocked() error {
 	if l.transport != nil {
 		return nil
 	}
-	t, err := l.open(l.name, answers)
+	t, err := l.open(l.name, l.protocol.answers())
 	if err != nil {
 		return err
 	}
@@ -128,7 +128,7 @@ func (l *lan) read(t transport) {
 		n, unsummed, err := t.Receive(buffer)
 		switch {
 		case err == nil:
-			l.deliver(buffer[:n], unsummed)
+			l.protocol.heard(l, buffer[:n], unsummed)
 		case errors.Is(err, unix.ENETDOWN): // said once when the link goes down; it can come back
 		default:
 			if !errors.Is(err, os.ErrClosed) {
@@ -149,25 +149,28 @@ func (l *lan) forget(t transport) {
 	}
 }
 
-func (l *lan) deliver(frame []byte, unsummed bool) {
-	d, err := readDatagram(frame, unsummed)
-	if err != nil {
-		l.log.WithError(err).Debug("a frame to the DHCP client's port is ignored")
-		return
-	}
-	id, ok := peekXID(d.payload)
-	if !ok || d.toPort != clientPort {
-		return
-	}
+// exchange finds the exchange of a client by its number.
+func (l *lan) exchange(id uint32) *exchange {
 	l.mu.Lock()
-	x := l.exchanges[id]
-	l.mu.Unlock()
-	if x == nil || MAC(d.payload[offsetChaddr:]) != x.client {
-		return // somebody else's
-	}
-	a, err := readAnswer(d.from, d.payload)
+	defer l.mu.Unlock()
+	return l.exchanges[id]
+}
+
+// hear hands an answer to its exchange.
+func (x *exchange) hear(r received) {
 	select {
-	case x.answers <- received{a, err}:
+	case x.answers <- r:
 	default: // nobody has that many servers: it is a flood
 	}
+}
+
+// clients are those of the exchanges.
+func (l *lan) clients() []MAC {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var all []MAC
+	for _, x := range l.exchanges {
+		all = append(all, x.client)
+	}
+	return all
 }

@@ -88,8 +88,7 @@ func (p *port) Send(frame []byte) error {
 		w.broken = nil
 		return err
 	}
-	switch binary.BigEndian.Uint16(frame[12:]) {
-	case etherARP:
+	if binary.BigEndian.Uint16(frame[12:]) == etherARP {
 		a, err := readARP(frame)
 		if err != nil {
 			return err

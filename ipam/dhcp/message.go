@@ -146,25 +146,25 @@ func (l Lease) unicast(m *dhcpv4.DHCPv4) []byte {
 	}.frame()
 }
 
-// answer is a server's message.
-type answer struct {
+// answer4 is a server's message.
+type answer4 struct {
 	from MAC // the server, or the relay
 	*dhcpv4.DHCPv4
 }
 
 // peekXID reads the transaction of a message, so that those of others on the LAN cost nothing more.
-func peekXID(payload []byte) (dhcpv4.TransactionID, bool) {
+func peekXID(payload []byte) (uint32, bool) {
 	if len(payload) < offsetOptions {
-		return dhcpv4.TransactionID{}, false
+		return 0, false
 	}
-	return dhcpv4.TransactionID(payload[offsetXID:]), true
+	return binary.BigEndian.Uint32(payload[offsetXID:]), true
 }
 
 // readAnswer reads a server's message, options in the fields sname and file included (option 52).
-func readAnswer(from MAC, payload []byte) (answer, error) {
+func readAnswer(from MAC, payload []byte) (answer4, error) {
 	m, err := dhcpv4.FromBytes(payload)
 	if err != nil {
-		return answer{}, err
+		return answer4{}, err
 	}
 	if overload := m.GetOneOption(dhcpv4.OptionOptionOverload); len(overload) == 1 {
 		if overload[0]&1 != 0 {
@@ -174,26 +174,32 @@ func readAnswer(from MAC, payload []byte) (answer, error) {
 			err = errors.Join(err, m.Options.FromBytes(payload[offsetSname:offsetFile]))
 		}
 		if err != nil {
-			return answer{}, err
+			return answer4{}, err
 		}
 	}
 	switch kind := m.MessageType(); {
 	case m.OpCode != dhcpv4.OpcodeBootReply:
-		return answer{}, errors.New("message is not from a server")
+		return answer4{}, errors.New("message is not from a server")
 	case m.HWType != iana.HWTypeEthernet || len(m.ClientHWAddr) != 6:
-		return answer{}, errors.New("message is not for an Ethernet client")
+		return answer4{}, errors.New("message is not for an Ethernet client")
 	case kind != dhcpv4.MessageTypeOffer && kind != dhcpv4.MessageTypeAck && kind != dhcpv4.MessageTypeNak:
-		return answer{}, fmt.Errorf("message of type %s is not an answer", kind)
+		return answer4{}, fmt.Errorf("message of type %s is not an answer", kind)
 	}
-	return answer{from, m}, nil
+	return answer4{from, m}, nil
 }
 
 // server is who the answer says it is from; invalid: it does not say.
-func (a answer) server() netip.Addr { return oneAddress(a.GetOneOption(dhcpv4.OptionServerIdentifier)) }
+func (a answer4) server() netip.Addr {
+	return oneAddress(a.GetOneOption(dhcpv4.OptionServerIdentifier))
+}
 
-// reason is the server's own words, made safe for a log.
-func (a answer) reason() string {
-	text := a.Message()
+// reason is the server's own words.
+func (a answer4) reason() string {
+	return plain(a.Message())
+}
+
+// plain is a server's text, made safe for a log.
+func plain(text string) string {
 	if len(text) > 128 {
 		text = text[:128]
 	}
@@ -210,7 +216,7 @@ func (a answer) reason() string {
 // What is missing or makes no sense has no part in the lease, except: no address, server or lifetime, a netmask that is none,
 // or an address that cannot be a host's in the subnet is an error; without a netmask the address's class decides (RFC 950), as
 // with other clients; T1 and T2 that are not in order have their defaults (RFC 2131, 4.4.5).
-func (a answer) lease(r Request, asked time.Time) (Lease, error) {
+func (a answer4) lease(r Request, asked time.Time) (Lease, error) {
 	l := Lease{Request: r, Server: a.server(), ServerMAC: a.from, Obtained: asked}
 	if !isHost(l.Server) {
 		return Lease{}, errors.New("no server is named")
@@ -255,7 +261,7 @@ func (a answer) lease(r Request, asked time.Time) (Lease, error) {
 }
 
 // search reads option 119.
-func (a answer) search() []string {
+func (a answer4) search() []string {
 	if len(a.GetOneOption(dhcpv4.OptionDNSDomainSearchList)) > maxSearchBytes {
 		return nil
 	}
@@ -267,7 +273,7 @@ func (a answer) search() []string {
 
 // routes reads option 121, and only without it option 3 (RFC 3442). Of several routers the first in the prefix is taken, or
 // the first at all when none is.
-func (a answer) routes(prefix netip.Prefix) (gateway netip.Addr, routes []Route) {
+func (a answer4) routes(prefix netip.Prefix) (gateway netip.Addr, routes []Route) {
 	usable := func(router netip.Addr) bool { return isHost(router) && router != prefix.Addr() }
 	if told := a.ClasslessStaticRoute(); len(told) > 0 {
 		for _, t := range told {

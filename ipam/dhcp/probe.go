@@ -9,13 +9,13 @@ import (
 // probes is how often it is asked who has an address.
 const probes = 2
 
-// probeAddress asks the LAN whether somebody uses a leased address already, as RFC 5227 says but in a fraction of its time,
-// since a container waits. It returns who does, or no MAC.
-func (c *Client) probeAddress(ctx context.Context, l Lease) (MAC, error) {
+// probeAddress asks the LAN whether somebody uses a leased address already, as RFC 5227 and RFC 4862 say but in a fraction of
+// their time, since a container waits. It returns who does, or no MAC.
+func (c *Client) probeAddress(ctx context.Context, p protocol, l Lease) (MAC, error) {
 	if c.probe < 0 {
 		return MAC{}, nil
 	}
-	t, err := c.open(l.Link, arpBoth)
+	t, err := c.open(l.Link, p.probes())
 	if err != nil {
 		return MAC{}, err
 	}
@@ -29,8 +29,8 @@ func (c *Client) probeAddress(ctx context.Context, l Lease) (MAC, error) {
 			if err != nil {
 				return // closed; or the link is down, and then there is nobody to hear
 			}
-			if a, err := readARP(buffer[:n]); err == nil && a.claims(l) {
-				heard <- a.sender
+			if holder := p.claimant(buffer[:n], l); holder != (MAC{}) {
+				heard <- holder
 				return
 			}
 		}
@@ -39,7 +39,7 @@ func (c *Client) probeAddress(ctx context.Context, l Lease) (MAC, error) {
 	defer t.Close()
 
 	for range probes {
-		if err := t.Send(arp{sender: l.MAC, senderIP: noAddress, wanted: l.Prefix.Addr()}.frame()); err != nil {
+		if err := t.Send(p.probe(l)); err != nil {
 			return MAC{}, err
 		}
 		timer := time.NewTimer(c.probe / probes)

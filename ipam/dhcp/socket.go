@@ -27,8 +27,10 @@ type transport interface {
 type traffic int
 
 const (
-	answers traffic = iota // UDP over IPv4 to port 68
-	arpBoth                // ARP: replies, and requests, since a probe of somebody else's is news too
+	answers  traffic = iota // UDP over IPv4 to port 68
+	arpBoth                 // ARP: replies, and requests, since a probe of somebody else's is news too
+	answers6                // UDP over IPv6 to port 546; router advertisements; and who looks for a neighbour
+	ndBoth                  // neighbour discovery: solicitations and advertisements
 )
 
 // maxFrame is the longest frame that is read.
@@ -46,6 +48,31 @@ var filters = map[traffic][]bpf.Instruction{
 		bpf.LoadMemShift{Off: ethernetHeader},
 		bpf.LoadIndirect{Off: ethernetHeader + 2, Size: 2},
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: clientPort, SkipTrue: 1},
+		bpf.RetConstant{Val: maxFrame},
+		bpf.RetConstant{Val: 0},
+	},
+	answers6: {
+		bpf.LoadAbsolute{Off: 12, Size: 2},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: etherIPv6, SkipTrue: 9},
+		bpf.LoadAbsolute{Off: ethernetHeader + 6, Size: 1},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: protocolICMP6, SkipTrue: 3},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: protocolUDP, SkipTrue: 6},
+		bpf.LoadAbsolute{Off: ethernetHeader + ip6Header + 2, Size: 2},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: clientPort6, SkipTrue: 3, SkipFalse: 4},
+		bpf.LoadAbsolute{Off: ethernetHeader + ip6Header, Size: 1},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: routerAdvertisement, SkipTrue: 1},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: neighbourSolicitation, SkipTrue: 1},
+		bpf.RetConstant{Val: maxFrame},
+		bpf.RetConstant{Val: 0},
+	},
+	ndBoth: {
+		bpf.LoadAbsolute{Off: 12, Size: 2},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: etherIPv6, SkipTrue: 6},
+		bpf.LoadAbsolute{Off: ethernetHeader + 6, Size: 1},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: protocolICMP6, SkipTrue: 4},
+		bpf.LoadAbsolute{Off: ethernetHeader + ip6Header, Size: 1},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: neighbourSolicitation, SkipTrue: 1},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: neighbourAdvertisement, SkipTrue: 1},
 		bpf.RetConstant{Val: maxFrame},
 		bpf.RetConstant{Val: 0},
 	},

@@ -154,3 +154,57 @@ func (b *lab) sender(t *testing.T) func(frame []byte) {
 		}
 	}
 }
+
+// TestSocketHears6 is the same for IPv6.
+func TestSocketHears6(t *testing.T) {
+	t.Parallel()
+	b := makeLab(t)
+	udp := func(change func(d *datagram)) []byte {
+		d := datagram{
+			from: MAC{2, 0, 0, 0, 0, 1}, to: container, source: address("fe80::1"), target: linkLocal(container),
+			sourcePort: serverPort6, toPort: clientPort6, payload: make([]byte, 100),
+		}
+		change(&d)
+		return d.frame()
+	}
+	good := udp(func(*datagram) {})
+	lookFor := neighbourFrame(MAC{2, 0, 0, 0, 0, 1}, MAC{0x33, 0x33}, address("fe80::1"), solicitedNode(linkLocal(container)), []byte{neighbourSolicitation, 23: 0})
+	advertise := neighbourFrame(MAC{2, 0, 0, 0, 0, 1}, MAC{0x33, 0x33}, address("fe80::1"), address("ff02::1"), []byte{routerAdvertisement, 15: 0})
+	told := neighbour{from: container, source: address("fe80::1"), target: address("fd00::1")}.reply(MAC{2, 0, 0, 0, 0, 1})
+	fragment := packet{MAC{2, 0, 0, 0, 0, 1}, container, address("fe80::1"), linkLocal(container), 44, 64, append([]byte{protocolUDP, 0, 0, 1, 0, 0, 0, 1}, good[ethernetHeader+ip6Header:]...)}.frame()
+	for _, c := range []struct {
+		t      traffic
+		wanted [][]byte
+		others [][]byte
+	}{
+		{answers6, [][]byte{good, lookFor, advertise}, [][]byte{
+			udp(func(d *datagram) { d.toPort = serverPort6 }), fragment, told, solicitRouters(container), example.frame(), arp{senderIP: noAddress, wanted: noAddress}.frame(),
+		}},
+		{ndBoth, [][]byte{lookFor, told}, [][]byte{good, advertise, solicitRouters(container), example.frame(), joinGroup(container, address("ff02::1:ff00:1"))}},
+	} {
+		ear, err := b.Client.open(uplink, c.t)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ear.Close()
+		lan := b.sender(t)
+		for _, f := range slices.Concat(c.others, c.wanted) {
+			lan(f)
+		}
+		patience := time.AfterFunc(10*time.Second, func() { ear.Close() })
+		defer patience.Stop()
+		buffer := make([]byte, maxFrame)
+		for i := 0; i < len(c.wanted); {
+			n, _, err := ear.Receive(buffer)
+			switch {
+			case err != nil:
+				t.Fatalf("traffic %d, frame %d: %v", c.t, i, err)
+			case MAC(buffer[6:12]) != MAC{2, 0, 0, 0, 0, 1} && MAC(buffer[6:12]) != container:
+				continue // a kernel's own
+			case !bytes.Equal(buffer[:n], c.wanted[i]):
+				t.Fatalf("traffic %d, frame %d: % x\nwant % x", c.t, i, buffer[:n], c.wanted[i])
+			}
+			i++
+		}
+	}
+}
