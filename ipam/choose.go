@@ -8,6 +8,9 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"sync"
+
+	"github.com/dockway/dockway/ipam/dhcp"
 )
 
 const (
@@ -55,17 +58,15 @@ func (m *Manager) RequestPool(ctx context.Context, r PoolRequest) (PoolReply, er
 	p := newPool(next.Serial, w.space, w.subnet, w.inner)
 	p.open = w.open
 	changes := []Change{p.change(p.next), next.change()}
-	twin := m.surplus(p)
-	if twin != nil {
+	if twin := m.surplus(p); twin != nil {
 		twin.mu.Lock()
 		defer twin.mu.Unlock()
-		changes = append(changes, twin.deletion()...)
+		err = m.drop(twin, changes...)
+	} else {
+		err = m.store.Apply(changes...)
 	}
-	if err := m.store.Apply(changes...); err != nil {
+	if err != nil {
 		return PoolReply{}, fmt.Errorf("granting pool %s: %w", w.subnet, err)
-	}
-	if twin != nil {
-		m.drop(twin)
 	}
 	p.used = m.uses.Add(1)
 	m.choice, m.pools[p.id()] = next, p
@@ -74,31 +75,61 @@ func (m *Manager) RequestPool(ctx context.Context, r PoolRequest) (PoolReply, er
 
 // ReleasePool frees a pool and all its addresses. An unknown one is released already.
 func (m *Manager) ReleasePool(ctx context.Context, id string) error {
+	leases, err := m.releasePool(ctx, id)
+	var all sync.WaitGroup
+	for _, lease := range leases {
+		all.Go(func() { _ = m.giveBack(ctx, lease, nil) })
+	}
+	all.Wait()
+	return err
+}
+
+// releasePool does so, and returns the leases of addresses that were still held, which are yet to be given back.
+func (m *Manager) releasePool(ctx context.Context, id string) (leases []dhcp.Lease, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	p := m.pools[id]
 	if p == nil {
-		return nil
+		return nil, nil
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err := ctx.Err(); err != nil {
-		return err
+		return nil, err
 	}
 	next := m.choice.clone()
 	next.release(p.subnet)
-	if err := m.store.Apply(append(p.deletion(), next.change())...); err != nil {
-		return fmt.Errorf("releasing pool %s: %w", id, err)
+	if err := m.drop(p, next.change()); err != nil {
+		return nil, fmt.Errorf("releasing pool %s: %w", id, err)
 	}
 	m.choice = next
-	m.drop(p)
-	return nil
+	for _, g := range p.grants {
+		if g.Lease != nil {
+			leases = append(leases, *g.Lease)
+		}
+	}
+	return leases, nil
 }
 
-// drop takes a pool off the list; both locks are held.
-func (m *Manager) drop(p *pool) {
+// drop takes a pool off the list and, together with other changes, off the record; both locks are held. This host's blocks go
+// with the last pool of a shared subnet.
+func (m *Manager) drop(p *pool, with ...Change) error {
+	changes := append(p.deletion(), with...)
+	if p.share != nil {
+		p.share.mu.Lock()
+		defer p.share.mu.Unlock()
+		changes = append(changes, p.share.leaving()...)
+	}
+	if err := m.store.Apply(changes...); err != nil {
+		return err
+	}
 	p.gone = true
 	delete(m.pools, p.id())
+	if p.share != nil {
+		p.share.leave(p)
+		m.settle(p.share)
+	}
+	return nil
 }
 
 // surplus returns the pool that must go for another one of its kind, if any: the one not used for longest.

@@ -43,18 +43,22 @@ type Change = struct {
 	Value       []byte
 }
 
-// Config says what to choose from when a pool is requested without a subnet.
+// Config says what to choose from when a pool is requested without a subnet, and whom to ask for addresses that are not
+// this host's alone to give.
 type Config struct {
 	// Pools to choose from, in this order. A family that is not in it has its default: for IPv4 10.64.0.0/11 cut into /24,
 	// for IPv6 a unique local /48 (RFC 4193) derived from Seed, cut into /64.
 	Pools []DefaultPool
-	// Seed identifies the host, so that two hosts choose different IPv6 pools. Without it there is no default for IPv6.
+	// Seed identifies the host, so that two hosts choose different IPv6 pools, and different blocks of a shared one. Without it
+	// there is no default for IPv6.
 	Seed string
 	// Leaser leases the addresses of leased pools; nil: no pool is.
 	Leaser Leaser
 	// MAC chooses the MAC of a container of a subnet that is leased from, which may have a name. Engines tell the address
 	// manager of a container before they tell the network driver.
 	MAC func(subnet netip.Prefix, name string) (dhcp.MAC, error)
+	// Cluster is the other hosts, for pools that are shared with them; nil: no pool can be.
+	Cluster Cluster
 }
 
 // Manager hands out pools and addresses. Every change is recorded before it is answered; after an error nothing has
@@ -67,8 +71,13 @@ type Manager struct {
 	mac    func(subnet netip.Prefix, name string) (dhcp.MAC, error)
 	uses   atomic.Uint64 // counts calls, to know which pool was used last
 
-	mu     sync.RWMutex // over the list of pools; taken before a pool's own lock
+	seed    string
+	cluster Cluster
+	due     chan struct{} // there is something for ClaimAhead
+
+	mu     sync.RWMutex // over the lists of pools and shares; taken before a pool's own lock, and that before a share's
 	pools  map[string]*pool
+	shares map[netip.Prefix]*share // by subnet
 	choice choice
 }
 
@@ -79,7 +88,14 @@ func New(store Store, routes func() ([]netip.Prefix, error), cfg Config) (*Manag
 	if err != nil {
 		return nil, err
 	}
-	m := &Manager{store: store, routes: routes, ranges: ranges, leaser: cfg.Leaser, mac: cfg.MAC, pools: make(map[string]*pool)}
+	m := &Manager{
+		store: store, routes: routes, ranges: ranges, leaser: cfg.Leaser, mac: cfg.MAC,
+		seed: cfg.Seed, cluster: cfg.Cluster, due: make(chan struct{}, 1),
+		pools: make(map[string]*pool), shares: make(map[netip.Prefix]*share),
+	}
+	if m.cluster == nil {
+		m.cluster = noCluster{}
+	}
 	if err := m.load(); err != nil {
 		return nil, fmt.Errorf("reading the address pools on record: %w", err)
 	}
@@ -98,6 +114,7 @@ type PoolInfo struct {
 	Gateway netip.Addr   // invalid when none was requested
 	Held    int          // addresses held, also those outside of the range
 	Total   uint64       // addresses that can be chosen; the greatest uint64 when there are more
+	Shared  bool         // with other hosts: this one gives only out of its blocks
 }
 
 // Pools lists the pools held, oldest first.
@@ -108,7 +125,7 @@ func (m *Manager) Pools() []PoolInfo {
 		if !p.gone {
 			infos = append(infos, PoolInfo{
 				ID: p.id(), Space: p.space, Subnet: p.subnet, Range: p.inner,
-				Gateway: p.gateway, Held: p.held(), Total: p.size,
+				Gateway: p.gateway, Held: p.held(), Total: p.size, Shared: p.share != nil,
 			})
 		}
 		p.mu.Unlock()

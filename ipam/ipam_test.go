@@ -69,7 +69,12 @@ func dump(m *Manager) string {
 		for e := p.freed.Front(); e != nil; e = e.Next() {
 			fmt.Fprintf(&b, " %s", e.Value)
 		}
-		b.WriteString("\n")
+		fmt.Fprintf(&b, " shared %t\n", p.share != nil)
+	}
+	for _, s := range m.sharing() {
+		if s.pools > 0 {
+			fmt.Fprintf(&b, "%s: %d pools, blocks %v, claimed %v, ceded %v\n", s.subnet, s.pools, s.blocks, s.claimed, slices.SortedFunc(maps.Keys(s.ceded), netip.Prefix.Compare))
+		}
 	}
 	return b.String()
 }
@@ -609,6 +614,7 @@ func TestLongRun(t *testing.T) {
 
 func TestDamagedRecord(t *testing.T) {
 	const pool = `{"space":"dockway-local","subnet":"10.0.0.0/24","range":"10.0.0.0/24","next":"10.0.0.1"}`
+	const shared = `{"space":"dockway-local","subnet":"10.0.1.0/24","range":"10.0.1.0/24","next":"10.0.1.1","shared":true}`
 	const choice = `{"serial":7}`
 	for name, test := range map[string]struct{ bucket, key, value, words string }{
 		"pool is no JSON":          {poolBucket, "3", "{", "pools/3"},
@@ -627,11 +633,22 @@ func TestDamagedRecord(t *testing.T) {
 		"address of unknown kind":  {addressBucket, "7/10.0.0.1", `{"kind":"guest"}`, "guest"},
 		"address neither nor":      {addressBucket, "7/10.0.0.1", `{}`, "neither"},
 		"address held and freed":   {addressBucket, "7/10.0.0.1", `{"kind":"endpoint","freed":3}`, "neither"},
+		"claimed, not shared":      {addressBucket, "7/10.0.0.1", `{"kind":"endpoint","claimed":true}`, "shared"},
+		"claimed, but freed":       {addressBucket, "6/10.0.1.1", `{"freed":3,"claimed":true}`, "shared"},
+		"block is no JSON":         {blockBucket, "10.0.1.0/24 10.0.1.8/29", `{`, "blocks/10.0.1.0/24 10.0.1.8/29"},
+		"block's key is odd":       {blockBucket, "10.0.1.0/24", `{}`, "blocks/10.0.1.0/24"},
+		"block's subnet is none":   {blockBucket, "10.0.1 10.0.1.8/29", `{}`, "blocks/10.0.1 "},
+		"block has host bits":      {blockBucket, "10.0.1.0/24 10.0.1.9/29", `{}`, "invalid"},
+		"block is outside":         {blockBucket, "10.0.1.0/24 10.0.2.8/29", `{}`, "invalid"},
+		"block is too great":       {blockBucket, "10.0.1.0/24 10.0.0.0/16", `{}`, "invalid"},
+		"block is not shared":      {blockBucket, "10.0.0.0/24 10.0.0.8/29", `{}`, "no pool of 10.0.0.0/24 is shared"},
+		"ceded is outside":         {blockBucket, "10.0.1.0/24 10.0.1.8/29", `{"ceded":["10.0.1.32/32"]}`, "ceded"},
+		"ceded is nothing":         {blockBucket, "10.0.1.0/24 10.0.1.8/29", `{"ceded":[""]}`, "ceded"},
 		"choice is no JSON":        {choiceBucket, choiceKey, `[]`, "pool-choice/choice"},
 		"choice has an odd prefix": {choiceBucket, choiceKey, `{"serial":9,"last4":"x"}`, "pool-choice/choice"},
 	} {
 		store := &memory{}
-		good := []Change{{choiceBucket, choiceKey, []byte(choice)}, {poolBucket, "7", []byte(pool)}, {addressBucket, "7/10.0.0.9", []byte(`{"kind":"endpoint"}`)}}
+		good := []Change{{choiceBucket, choiceKey, []byte(choice)}, {poolBucket, "7", []byte(pool)}, {addressBucket, "7/10.0.0.9", []byte(`{"kind":"endpoint"}`)}, {poolBucket, "6", []byte(shared)}}
 		if err := store.Apply(append(good, Change{test.bucket, test.key, []byte(test.value)})...); err != nil {
 			t.Fatal(err)
 		}

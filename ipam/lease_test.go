@@ -8,22 +8,27 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/dockway/dockway/ipam/dhcp"
 )
 
 // lan is a LAN whose DHCP server gives 198.18.0.100 and up, but to whom it has reserved another.
 type lan struct {
+	mu       sync.Mutex // of Release, which is called side by side
 	next     byte
 	reserved map[dhcp.MAC]netip.Addr
 	leases   map[dhcp.MAC]dhcp.Lease // that the server has given
+	leases6  map[dhcp.MAC]dhcp.Lease // of IPv6, from fd00:18::100 up
 	kept     []dhcp.MAC
 	silent   bool
+	released func(dhcp.Lease) // before it is given back
 }
 
 func newLAN() *lan {
-	return &lan{next: 100, reserved: map[dhcp.MAC]netip.Addr{}, leases: map[dhcp.MAC]dhcp.Lease{}}
+	return &lan{next: 100, reserved: map[dhcp.MAC]netip.Addr{}, leases: map[dhcp.MAC]dhcp.Lease{}, leases6: map[dhcp.MAC]dhcp.Lease{}}
 }
 
 var errSilent = errors.New("no DHCP server answers")
@@ -31,6 +36,15 @@ var errSilent = errors.New("no DHCP server answers")
 func (l *lan) Obtain(_ context.Context, r dhcp.Request) (dhcp.Lease, error) {
 	if l.silent {
 		return dhcp.Lease{}, errSilent
+	}
+	if r.IPv6 {
+		if _, known := l.leases6[r.MAC]; known {
+			return dhcp.Lease{}, fmt.Errorf("the server has a lease of %s already", r.MAC)
+		}
+		lease := dhcp.Lease{Request: r, Prefix: netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0xfd, 3: 0x18, 15: l.next}), 64)}
+		l.next++
+		l.leases6[r.MAC] = lease
+		return lease, nil
 	}
 	a, ok := l.reserved[r.MAC]
 	switch {
@@ -58,7 +72,16 @@ func (l *lan) Keep(lease dhcp.Lease) error {
 }
 
 func (l *lan) Release(_ context.Context, lease dhcp.Lease) error {
-	delete(l.leases, lease.MAC)
+	if l.released != nil {
+		l.released(lease)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if lease.IPv6 {
+		delete(l.leases6, lease.MAC)
+	} else {
+		delete(l.leases, lease.MAC)
+	}
 	return nil
 }
 
@@ -76,7 +99,7 @@ func onLAN(t *testing.T, s *memory, l *lan, r PoolRequest) (*Manager, PoolReply)
 
 func leasing(t *testing.T, s *memory, l *lan) *Manager {
 	t.Helper()
-	m, err := New(s, nil, Config{Leaser: l, MAC: func(_ netip.Prefix, name string) (dhcp.MAC, error) {
+	m, err := New(s, nil, Config{Seed: "host", Leaser: l, MAC: func(_ netip.Prefix, name string) (dhcp.MAC, error) {
 		return dhcp.MAC{2, 0, 0, 0, 0, name[0]}, nil
 	}})
 	if err != nil {
@@ -208,6 +231,37 @@ func TestLeaseServerSilent(t *testing.T) {
 	}
 }
 
+// TestLeaseRefused: what the server grants in place of an address is told, and that it grants nothing, until it does again.
+func TestLeaseRefused(t *testing.T) {
+	s, l := &memory{}, newLAN()
+	m, pool := onLAN(t, s, l, PoolRequest{})
+	if _, err := m.LeaseFrom(pool.Pool, "eth1"); err != nil {
+		t.Fatal(err)
+	}
+	got, err := m.RequestAddress(t.Context(), named(pool.ID, "a", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	lease := l.leases[dhcp.MAC{2, 0, 0, 0, 0, 'a'}]
+	m.Refused(lease, errSilent)
+	if _, err := m.Granted(pool.Pool, got.Addr()); !errors.Is(err, errSilent) || !strings.Contains(err.Error(), got.Addr().String()) {
+		t.Errorf("refused: %v", err)
+	}
+	lease.Prefix = netip.MustParsePrefix("198.18.0.222/24")
+	if _, _, err := m.Leased(lease); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // again after a restart
+		if now, err := m.Granted(pool.Pool, got.Addr()); err != nil || now.Prefix != lease.Prefix {
+			t.Errorf("in place of %s the server is said to grant %s, %v", got, now.Prefix, err)
+		}
+		m = leasing(t, s, l)
+	}
+	if _, err := m.Granted(pool.Pool, netip.MustParseAddr("198.18.0.99")); err == nil {
+		t.Error("an address that nobody requested is granted")
+	}
+}
+
 // TestLeaseRenewed: what the server says later is on record.
 func TestLeaseRenewed(t *testing.T) {
 	s, l := &memory{}, newLAN()
@@ -232,5 +286,170 @@ func TestLeaseRenewed(t *testing.T) {
 	m = leasing(t, s, l)
 	if lease, err := m.Lease(t.Context(), pool.Pool, got.Addr(), dhcp.MAC{}); err != nil || lease.MTU != 1400 {
 		t.Errorf("after a restart the lease is %+v, %v", lease, err)
+	}
+}
+
+// TestLeased6: a pool for IPv6 is leased from as one for IPv4 is, by the same client where the container is known by its name; what
+// becomes of one lease is not taken for the other's.
+func TestLeased6(t *testing.T) {
+	s, l := &memory{}, newLAN()
+	m, pool := onLAN(t, s, l, PoolRequest{})
+	pool6, err := m.RequestPool(t.Context(), PoolRequest{Space: string(Local), Pool: "fd00:18::/64", V6: true, Options: map[string]string{"dhcp": "ipv6"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := m.RequestPool(t.Context(), PoolRequest{Space: string(Local), V6: true}) // of another network there
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []PoolReply{pool, pool6, again} {
+		if leased, err := m.LeaseFrom(p.Pool, "eth1"); err != nil || !leased {
+			t.Fatalf("%s is not leased from: %v", p.Pool, err)
+		}
+	}
+	chosen := dhcp.MAC{2, 0, 0, 0, 9, 9}
+	if _, err := m.RequestAddress(t.Context(), AddressRequest{PoolID: pool.ID, Endpoint: true, Options: map[string]string{optionName: "a", optionMAC: chosen.String()}}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := m.RequestAddress(t.Context(), named(pool6.ID, "a", ""))
+	if lease := l.leases6[chosen]; err != nil || lease.Prefix != got || lease.Subnet != pool6.Pool || got.Bits() != 64 {
+		t.Errorf("got %s, %v; the lease is %+v", got, err, lease)
+	}
+	if other, err := m.RequestAddress(t.Context(), named(again.ID, "a", "")); err != nil || other == got {
+		t.Errorf("on another network of the LAN, got %s, %v", other, err)
+	}
+	m = leasing(t, s, l)
+	lease := l.leases6[chosen]
+	lease.MTU = 1400
+	if _, held, err := m.Leased(lease); err != nil || !held {
+		t.Errorf("%v, %v", held, err)
+	}
+	if now, err := m.Granted(pool6.Pool, got.Addr()); err != nil || now.MTU != 1400 || now.Prefix != got {
+		t.Errorf("granted %+v, %v", now, err)
+	}
+	m.Refused(l.leases[chosen], errSilent)
+	if _, err := m.Granted(pool6.Pool, got.Addr()); err != nil {
+		t.Errorf("the refusal of the IPv4 address is taken for that of %s: %v", got, err)
+	}
+	if err := m.ReleaseAddress(t.Context(), pool6.ID, got.Addr().String()); err != nil || len(l.leases6) != 1 || len(l.leases) != 1 {
+		t.Errorf("%v; after the release the server has %v and %v", err, l.leases, l.leases6)
+	}
+}
+
+// TestLeasedFamily: with subnets, DHCP can be asked for one family.
+func TestLeasedFamily(t *testing.T) {
+	for option, want := range map[string][2]bool{"true": {true, true}, "false": {false, false}, "ipv4": {true, false}, "ipv6": {false, true}} {
+		l := newLAN()
+		m, pool := onLAN(t, &memory{}, l, PoolRequest{Pool: "198.18.0.0/24", Options: map[string]string{"dhcp": option}})
+		length, err := m.RequestPool(t.Context(), PoolRequest{Space: string(Local), Pool: "::/64", V6: true, Options: map[string]string{"dhcp": option}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, p := range []PoolReply{pool, length} {
+			if leased, err := m.LeaseFrom(p.Pool, "eth1"); err != nil || leased != want[i] {
+				t.Errorf("dhcp=%s: %s is leased from: %v, %v", option, p.Pool, leased, err)
+			}
+		}
+	}
+}
+
+// TestLeaseRenewedWhileReleased: who keeps a lease waits to tell that it is renewed, and who gives it back waits until that is
+// told. Neither must wait for the other, nor an address manager that others ask too.
+func TestLeaseRenewedWhileReleased(t *testing.T) {
+	s, l := &memory{}, newLAN()
+	m, pool := onLAN(t, s, l, PoolRequest{})
+	if _, err := m.LeaseFrom(pool.Pool, "eth1"); err != nil {
+		t.Fatal(err)
+	}
+	l.released = func(lease dhcp.Lease) {
+		told := make(chan error, 1)
+		go func() {
+			_, _, err := m.Leased(lease)
+			told <- err
+		}()
+		select {
+		case err := <-told:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Error("what is told of a lease waits for its release")
+		}
+	}
+	got, err := m.RequestAddress(t.Context(), named(pool.ID, "a", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.ReleaseAddress(t.Context(), pool.ID, got.Addr().String()); err != nil || l.leased() != "[]" {
+		t.Errorf("%v; after the release the server has leased %s", err, l.leased())
+	}
+	s.full = true
+	if _, err := m.RequestAddress(t.Context(), named(pool.ID, "b", "")); !errors.Is(err, errFull) || l.leased() != "[]" {
+		t.Errorf("with a full disk: %v, and the server has leased %s", err, l.leased())
+	}
+}
+
+// TestLeaseNotRecordedAsReleased: an address that could not be freed keeps its lease.
+func TestLeaseNotRecordedAsReleased(t *testing.T) {
+	s, l := &memory{}, newLAN()
+	m, pool := onLAN(t, s, l, PoolRequest{})
+	if _, err := m.LeaseFrom(pool.Pool, "eth1"); err != nil {
+		t.Fatal(err)
+	}
+	got, err := m.RequestAddress(t.Context(), named(pool.ID, "a", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.full = true
+	if err := m.ReleaseAddress(t.Context(), pool.ID, got.Addr().String()); !errors.Is(err, errFull) || l.leased() != "[198.18.0.100]" {
+		t.Errorf("with a full disk: %v, and the server has leased %s", err, l.leased())
+	}
+}
+
+// TestLeaseOfOneMACTwice: a container with the MAC of another is that client to the server. It gets nothing, and the other keeps
+// what it has.
+func TestLeaseOfOneMACTwice(t *testing.T) {
+	s, l := &memory{}, newLAN()
+	m, pool := onLAN(t, s, l, PoolRequest{})
+	if _, err := m.LeaseFrom(pool.Pool, "eth1"); err != nil {
+		t.Fatal(err)
+	}
+	mac := dhcp.MAC{2, 0, 0, 0, 7, 7}
+	l.reserved[mac] = netip.MustParseAddr("198.18.0.30")
+	for _, name := range []string{"a", "b"} {
+		got, err := m.RequestAddress(t.Context(), AddressRequest{PoolID: pool.ID, Options: map[string]string{optionName: name, optionMAC: mac.String()}})
+		if name == "a" && err != nil || name == "b" && !IsTaken(err) {
+			t.Errorf("%s got %s, %v", name, got, err)
+		}
+	}
+	if l.leased() != "[198.18.0.30]" {
+		t.Errorf("the server has leased %s", l.leased())
+	}
+}
+
+// TestLeaseOfReleasedPool: what an engine forgot to release before the pool is given back too, and not renewed for ever.
+func TestLeaseOfReleasedPool(t *testing.T) {
+	s, l := &memory{}, newLAN()
+	m, pool := onLAN(t, s, l, PoolRequest{})
+	if _, err := m.LeaseFrom(pool.Pool, "eth1"); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"a", "b"} {
+		if _, err := m.RequestAddress(t.Context(), named(pool.ID, name, "")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	l.released = func(lease dhcp.Lease) {
+		if _, held, err := m.Leased(lease); held || err != nil {
+			t.Errorf("%s is held: %v, %v", lease.Prefix, held, err)
+		}
+	}
+	s.full = true
+	if err := m.ReleasePool(t.Context(), pool.ID); !errors.Is(err, errFull) || len(l.leases) != 2 {
+		t.Errorf("with a full disk: %v, and the server has leased %s", err, l.leased())
+	}
+	s.full = false
+	if err := m.ReleasePool(t.Context(), pool.ID); err != nil || len(l.leases) != 0 {
+		t.Errorf("%v; after the release the server has leased %s", err, l.leased())
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/dockway/dockway/ipam/dhcp"
 )
 
 // pool is one subnet that was requested, and the addresses in it.
@@ -25,6 +27,7 @@ type pool struct {
 
 	mu      sync.Mutex
 	lan     string                // the link on whose LAN the addresses are leased; empty: they are not
+	share   *share                // with other hosts; nil: the addresses are all this host's to give. Once set it stays
 	gone    bool                  // released while somebody waited for the lock
 	used    uint64                // the manager's count of calls when this pool's last one came
 	next    netip.Addr            // where to look for unused addresses; invalid when the range was passed over
@@ -41,6 +44,8 @@ type grant struct {
 	since time.Time
 	turn  uint64
 	freed *list.Element // nil while it is held
+	// refused says why the DHCP server no longer grants the lease; nil: it does. It is not recorded: who starts asks again.
+	refused error
 }
 
 const (
@@ -143,31 +148,46 @@ func (m *Manager) RequestAddress(ctx context.Context, r AddressRequest) (netip.P
 		p.mu.Unlock() // a DHCP server can take seconds
 		return m.requestLease(ctx, p, record, record.MAC)
 	}
-	defer p.mu.Unlock()
-	next := p.next
-	if a.IsValid() {
-		if err := checkAddress(p.subnet, a); err != nil {
-			return netip.Prefix{}, err
+	if p.share != nil && record.Kind == Endpoint {
+		p.mu.Unlock() // other hosts can take a second
+		if a.IsValid() {
+			return m.requestOne(ctx, p, a, record)
 		}
-		if g := p.grants[a]; g != nil && g.freed == nil {
-			if g.same(record) {
-				return netip.PrefixFrom(a, p.subnet.Bits()), nil
-			}
-			return netip.Prefix{}, fmt.Errorf("address %s in pool %s is %w: it is %s", a, r.PoolID, taken, g.holder())
-		}
-	} else {
-		var ok bool
-		if a, next, ok = p.choose(); !ok {
-			return netip.Prefix{}, fmt.Errorf("pool %s is %w: all %d addresses of %s are held; remove containers, or create a network with a larger subnet or range", r.PoolID, exhausted, p.size, p.inner)
-		}
+		return m.requestOwn(ctx, p, record)
 	}
+	defer p.mu.Unlock()
+	if a.IsValid() {
+		return m.giveGiven(p, a, record)
+	}
+	a, next, ok := p.choose()
+	if !ok {
+		return netip.Prefix{}, fmt.Errorf("pool %s is %w: all %d addresses of %s are held; remove containers, or create a network with a larger subnet or range", r.PoolID, exhausted, p.size, p.inner)
+	}
+	return m.give(p, a, next, record)
+}
 
+// giveGiven gives an address that is asked for, unless somebody else holds it. The pool is locked.
+func (m *Manager) giveGiven(p *pool, a netip.Addr, record addressRecord) (netip.Prefix, error) {
+	if err := checkAddress(p.subnet, a); err != nil {
+		return netip.Prefix{}, err
+	}
+	if g := p.grants[a]; g != nil && g.freed == nil {
+		if g.same(record) {
+			return netip.PrefixFrom(a, p.subnet.Bits()), nil
+		}
+		return netip.Prefix{}, fmt.Errorf("address %s in pool %s is %w: it is %s", a, p.id(), taken, g.holder())
+	}
+	return m.give(p, a, p.next, record)
+}
+
+// give gives an address that nobody holds, and records where to look for unused ones next. The pool is locked.
+func (m *Manager) give(p *pool, a, next netip.Addr, record addressRecord) (netip.Prefix, error) {
 	changes := []Change{p.addressChange(a, record)}
 	if next != p.next {
 		changes = append(changes, p.change(next))
 	}
 	if err := m.store.Apply(changes...); err != nil {
-		return netip.Prefix{}, fmt.Errorf("giving address %s of pool %s: %w", a, r.PoolID, err)
+		return netip.Prefix{}, fmt.Errorf("giving address %s of pool %s: %w", a, p.id(), err)
 	}
 	p.next = next
 	p.give(a, record)
@@ -214,13 +234,20 @@ func (m *Manager) release(ctx context.Context, poolID string, a netip.Addr, only
 	if err != nil {
 		return err
 	}
-	defer p.mu.Unlock()
+	lease, err := m.freeHeld(p, a, only)
+	p.mu.Unlock()
+	if lease != nil { // a DHCP server can take its time, and who keeps the lease may be about to tell of it
+		_ = m.giveBack(ctx, *lease, nil)
+	}
+	return err
+}
+
+// freeHeld frees an address if it is held, and returns its lease, if there is one, which is yet to be given back. The pool is
+// locked.
+func (m *Manager) freeHeld(p *pool, a netip.Addr, only func(*grant) bool) (*dhcp.Lease, error) {
 	g := p.grants[a]
 	if g == nil || g.freed != nil || !only(g) {
-		return nil
-	}
-	if g.Lease != nil {
-		defer m.giveBack(ctx, *g.Lease, nil)
+		return nil, nil
 	}
 	turn, forgotten := p.turn+1, 0
 	change := p.addressChange(a, addressRecord{Freed: turn})
@@ -235,13 +262,16 @@ func (m *Manager) release(ctx context.Context, poolID string, a netip.Addr, only
 		}
 	}
 	if err := m.store.Apply(changes...); err != nil {
-		return fmt.Errorf("releasing address %s of pool %s: %w", a, poolID, err)
+		return nil, fmt.Errorf("releasing address %s of pool %s: %w", a, p.id(), err)
 	}
 	p.free(a, turn)
 	for range forgotten {
 		p.forget()
 	}
-	return nil
+	if g.Claimed {
+		m.unclaim(p.share, a)
+	}
+	return g.Lease, nil
 }
 
 // same reports whether a request is from who holds the address: an engine that lost track of it, for within a pool there is

@@ -14,12 +14,14 @@ import (
 )
 
 // On record are, in JSON: each pool by its serial number; each address held or freed by the pool's serial number, a slash and
-// the address; and how far the choosing of pools has come.
+// the address; how far the choosing of pools has come; and each block that this host has of a shared subnet by the subnet, a
+// space and the block.
 const (
 	poolBucket    = "pools"
 	addressBucket = "addresses"
 	choiceBucket  = "pool-choice"
 	choiceKey     = "choice"
+	blockBucket   = "blocks"
 )
 
 type poolRecord struct {
@@ -29,14 +31,20 @@ type poolRecord struct {
 	Next   netip.Addr   `json:"next"`
 	Open   bool         `json:"open,omitempty"`
 	LAN    string       `json:"lan,omitempty"`
+	Shared bool         `json:"shared,omitempty"`
+}
+
+type blockRecord struct {
+	Ceded []netip.Prefix `json:"ceded,omitempty"` // to other hosts
 }
 
 type addressRecord struct {
-	Kind  Kind        `json:"kind,omitempty"` // empty: freed
-	Name  string      `json:"name,omitempty"`
-	MAC   string      `json:"mac,omitempty"`
-	Freed uint64      `json:"freed,omitempty"` // the pool's turn when it was
-	Lease *dhcp.Lease `json:"lease,omitempty"`
+	Kind    Kind        `json:"kind,omitempty"` // empty: freed
+	Name    string      `json:"name,omitempty"`
+	MAC     string      `json:"mac,omitempty"`
+	Freed   uint64      `json:"freed,omitempty"` // the pool's turn when it was
+	Lease   *dhcp.Lease `json:"lease,omitempty"`
+	Claimed bool        `json:"claimed,omitempty"` // by itself, since it was in none of this host's blocks
 }
 
 func (p *pool) key() string { return strconv.FormatUint(p.serial, 10) }
@@ -45,7 +53,7 @@ func (p *pool) addressKey(a netip.Addr) string { return p.key() + "/" + a.String
 
 // change records the pool with a place to look for unused addresses next.
 func (p *pool) change(next netip.Addr) Change {
-	return Change{poolBucket, p.key(), encode(poolRecord{p.space, p.subnet, p.inner, next, p.open, p.lan})}
+	return Change{poolBucket, p.key(), encode(poolRecord{p.space, p.subnet, p.inner, next, p.open, p.lan, p.share != nil})}
 }
 
 func (p *pool) addressChange(a netip.Addr, r addressRecord) Change {
@@ -57,6 +65,32 @@ func (p *pool) deletion() []Change {
 	changes := []Change{{Bucket: poolBucket, Key: p.key()}}
 	for a := range p.grants {
 		changes = append(changes, Change{Bucket: addressBucket, Key: p.addressKey(a)})
+	}
+	return changes
+}
+
+func (s *share) blockKey(block netip.Prefix) string { return s.subnet.String() + " " + block.String() }
+
+// change records a block, with what is ceded of it.
+func (s *share) change(block netip.Prefix, ceded map[netip.Prefix]bool) Change {
+	var r blockRecord
+	for c := range ceded {
+		if block.Overlaps(c) {
+			r.Ceded = append(r.Ceded, c)
+		}
+	}
+	slices.SortFunc(r.Ceded, netip.Prefix.Compare)
+	return Change{blockBucket, s.blockKey(block), encode(r)}
+}
+
+// leaving takes the blocks off the record when the last pool leaves. The share is locked.
+func (s *share) leaving() []Change {
+	if s.pools > 1 {
+		return nil
+	}
+	var changes []Change
+	for b := range s.blocks {
+		changes = append(changes, Change{Bucket: blockBucket, Key: s.blockKey(b)})
 	}
 	return changes
 }
@@ -84,7 +118,7 @@ func (m *Manager) load() error {
 	}
 	pools := make(map[string]*pool)
 	if err := m.store.Load(poolBucket, func(key string, value []byte) error {
-		p, err := decodePool(key, value)
+		p, shared, err := decodePool(key, value)
 		if err != nil {
 			return fmt.Errorf("record %s/%s: %w", poolBucket, key, err)
 		}
@@ -92,6 +126,9 @@ func (m *Manager) load() error {
 			return fmt.Errorf("record %s/%s: only %d pools were ever granted", poolBucket, key, m.choice.Serial)
 		}
 		pools[key], m.pools[p.id()] = p, p
+		if shared {
+			p.share = m.shareOf(p.subnet)
+		}
 		return nil
 	}); err != nil {
 		return err
@@ -111,29 +148,69 @@ func (m *Manager) load() error {
 	}
 	for _, p := range pools {
 		p.line()
+		if p.share != nil {
+			p.share.join(p)
+		}
+	}
+	return m.store.Load(blockBucket, func(key string, value []byte) error {
+		if err := m.loadBlock(key, value); err != nil {
+			return fmt.Errorf("record %s/%s: %w", blockBucket, key, err)
+		}
+		return nil
+	})
+}
+
+func (m *Manager) loadBlock(key string, value []byte) error {
+	of, which, _ := strings.Cut(key, " ")
+	subnet, err := netip.ParsePrefix(of)
+	if err != nil {
+		return err
+	}
+	block, err := netip.ParsePrefix(which)
+	if err != nil {
+		return err
+	}
+	var r blockRecord
+	if err := json.Unmarshal(value, &r); err != nil {
+		return err
+	}
+	s := m.shares[subnet]
+	if s == nil {
+		return fmt.Errorf("no pool of %s is shared", subnet)
+	}
+	if block != block.Masked() || block.Bits() < subnet.Bits() || !subnet.Contains(block.Addr()) || s.blockKey(block) != key {
+		return fmt.Errorf("block %s of %s is %w", block, subnet, invalid)
+	}
+	s.blocks[block] = true
+	for _, c := range r.Ceded {
+		if !c.IsValid() || !block.Overlaps(c) {
+			return fmt.Errorf("%s, ceded of block %s, is %w", c, block, invalid)
+		}
+		s.ceded[c] = false
 	}
 	return nil
 }
 
-func decodePool(key string, value []byte) (*pool, error) {
+// decodePool reads a pool, and whether it is shared.
+func decodePool(key string, value []byte) (*pool, bool, error) {
 	serial, err := strconv.ParseUint(key, 10, 64)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	var r poolRecord
 	if err := json.Unmarshal(value, &r); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	w, err := parsePoolRequest(PoolRequest{Space: string(r.Space), Pool: r.Subnet.String(), SubPool: r.Range.String()})
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	p := newPool(serial, w.space, w.subnet, w.inner)
 	p.next, p.open, p.lan = r.Next, r.Open, r.LAN
 	if w.subnet != r.Subnet || w.inner != r.Range || r.Next.IsValid() && !p.contains(r.Next) || p.key() != key {
-		return nil, fmt.Errorf("range %s of %s from %s is %w", r.Range, r.Subnet, r.Next, invalid)
+		return nil, false, fmt.Errorf("range %s of %s from %s is %w", r.Range, r.Subnet, r.Next, invalid)
 	}
-	return p, nil
+	return p, r.Shared, nil
 }
 
 // load takes over one address on record; line puts the freed ones in order after the last.
@@ -152,6 +229,8 @@ func (p *pool) load(key string, value []byte) error {
 	switch {
 	case r.Kind == "" && r.Freed == 0, r.Kind != "" && r.Freed != 0, r.Freed != 0 && !p.contains(a):
 		return fmt.Errorf("it is %w: neither held nor freed", invalid)
+	case r.Claimed && (r.Kind != Endpoint || p.share == nil):
+		return fmt.Errorf("it is %w: claimed, but no endpoint's of a shared pool", invalid)
 	case r.Kind != "" && r.Kind != Gateway && r.Kind != Auxiliary && r.Kind != Endpoint:
 		return fmt.Errorf("kind %q is %w", r.Kind, invalid)
 	}

@@ -80,7 +80,7 @@ type wanted struct {
 }
 
 func parsePoolRequest(r PoolRequest) (wanted, error) {
-	w := wanted{space: Space(r.Space), v6: r.V6, open: r.Pool == "" || r.Options[optionDHCP] == "true"}
+	w := wanted{space: Space(r.Space), v6: r.V6}
 	if w.space != Local && w.space != Global {
 		return wanted{}, fmt.Errorf("address space %q is %w: it must be %s or %s", r.Space, invalid, Local, Global)
 	}
@@ -89,10 +89,11 @@ func parsePoolRequest(r PoolRequest) (wanted, error) {
 		case key == optionType, strings.HasPrefix(key, engineOptions):
 		case key != optionDHCP:
 			return wanted{}, fmt.Errorf("ipam option %q is %w: the only one is dhcp=true; for all else use --subnet, --ip-range, --gateway and --aux-address", key, invalid)
-		case r.Options[key] != "true" && r.Options[key] != "false":
-			return wanted{}, fmt.Errorf("ipam option dhcp=%q is %w: use true or false", r.Options[key], invalid)
+		case !slices.Contains([]string{"true", "false", "ipv4", "ipv6"}, r.Options[key]):
+			return wanted{}, fmt.Errorf("ipam option dhcp=%q is %w: use true, false, ipv4 or ipv6", r.Options[key], invalid)
 		}
 	}
+	w.open = r.Pool == "" || r.leases(r.V6)
 	if r.Pool == "" {
 		return w, w.noRange(r.SubPool)
 	}
@@ -107,6 +108,7 @@ func parsePoolRequest(r PoolRequest) (wanted, error) {
 		w.v6, w.size = subnet.Addr().Is6(), subnet.Bits()
 		return w, w.noRange(r.SubPool)
 	}
+	w.open = r.leases(subnet.Addr().Is6())
 	w.subnet = subnet.Masked()
 	if err := checkSubnet(w.subnet); err != nil {
 		return wanted{}, err
@@ -126,6 +128,15 @@ func parsePoolRequest(r PoolRequest) (wanted, error) {
 		return wanted{}, fmt.Errorf("range %s is %w: it has no address that a container could have", w.inner, invalid)
 	}
 	return w, nil
+}
+
+// leases says whether the addresses of a family are asked for by DHCP, though there is a subnet.
+func (r PoolRequest) leases(v6 bool) bool {
+	family := "ipv4"
+	if v6 {
+		family = "ipv6"
+	}
+	return r.Options[optionDHCP] == "true" || r.Options[optionDHCP] == family
 }
 
 func (w wanted) noRange(subPool string) error {
