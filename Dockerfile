@@ -9,7 +9,7 @@ COPY driver driver
 COPY ipam ipam
 COPY plugin plugin
 ARG VERSION=dev
-RUN CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=${VERSION}" -o /dockway ./cmd/dockway
+RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags "-s -w -X main.version=${VERSION}" -o /dockway ./cmd/dockway
 
 FROM scratch
 COPY --from=build /dockway /dockway

@@ -2,6 +2,7 @@ package driver
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/dockway/dockway/driver/mode"
 	"github.com/dockway/dockway/driver/plan"
@@ -36,6 +37,7 @@ type EndpointReply struct {
 type JoinReply struct {
 	SrcName   string // link in the host's namespace
 	DstPrefix string // the engine adds a number: eth0
+	DstName   string // its name, whole; moby 2.0 and later take it
 	Gateway   netip.Addr
 	Gateway6  netip.Addr
 	Routes    []mode.StaticRoute
@@ -74,8 +76,12 @@ type EndpointInfo struct {
 	MAC      string `json:"mac"`
 	Link     string `json:"link"`
 	State    string `json:"state"` // "created" or "joined"
-	// Lease is what the DHCP server told about the address, if one gave it.
-	Lease *mode.Lease `json:"lease,omitempty"`
+	// Lease is what the DHCP server told about the IPv4 address, if one gave it, and Lease6 what it and
+	// the LAN's routers told about the IPv6 address.
+	Lease  *mode.Lease `json:"lease,omitempty"`
+	Lease6 *mode.Lease `json:"lease6,omitempty"`
+	// LeaseProblem says what the servers grant else now; empty: they grant what the container has.
+	LeaseProblem string `json:"lease_problem,omitempty"`
 }
 
 // PortInfo is one published port, as `dockway ports` shows it.
@@ -87,4 +93,40 @@ type PortInfo struct {
 	HostPort      uint16          `json:"host_port"`
 	ContainerIP   string          `json:"container_ip"`
 	ContainerPort uint16          `json:"container_port"`
+}
+
+// PeerInfo is one host of the cluster, as `dockway peers` shows it.
+type PeerInfo struct {
+	Name    string        `json:"name"`
+	ID      string        `json:"id"`
+	Address netip.Addr    `json:"address"`
+	State   string        `json:"state"` // "alive", "suspect", "away" or "dead"
+	RTT     time.Duration `json:"rtt_ns"`
+	Facts   int           `json:"facts"` // what it states: addresses of containers, and parts of subnets that it gives addresses from
+	Version string        `json:"version"`
+	Self    bool          `json:"self"`
+}
+
+// OverlayInfo is one overlay network, as `dockway overlay` shows it.
+type OverlayInfo struct {
+	ID      string        `json:"id"`
+	Name    string        `json:"name"`
+	VSIDs   []uint32      `json:"vsids"`
+	Entries []OverlayItem `json:"entries"`
+}
+
+// OverlayItem is an address of an overlay network.
+type OverlayItem struct {
+	VSID    uint32     `json:"vsid"`
+	Address netip.Addr `json:"address"`
+	MAC     string     `json:"mac"`
+	Host    string     `json:"host"`
+	VTEP    netip.Addr `json:"vtep"`
+	Here    bool       `json:"here"` // the container is on this host
+}
+
+// KeyReply tells what a host made of a change of the gossip's keys.
+type KeyReply struct {
+	Host  string `json:"host"`
+	Error string `json:"error"` // empty: it has followed
 }

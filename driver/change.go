@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 
 	"github.com/dockway/dockway/driver/mode"
@@ -29,35 +30,39 @@ func (s *Service) replace(ctx context.Context, n *network, e mode.Endpoint) erro
 	return nil
 }
 
-// change is the one way in which anything changes: record, converge, and when that fails record
+// change is the one way in which anything changes: record and converge, and when that fails record
 // and converge back. The caller holds n.mu and updates the memory of n when change returns nil.
 func (s *Service) change(ctx context.Context, n *network, before, after plan.State, changes ...Change) error {
-	// The disk keeps the call waiting: the kernel is looked at meanwhile, and changed after.
-	var ops []plan.Op
-	var lookErr error
-	var look sync.WaitGroup
-	look.Go(func() { ops, lookErr = s.look(ctx, before, after) })
-	var err error
+	// The disk keeps the call waiting: the kernel is looked at meanwhile. What comes for an endpoint is
+	// made meanwhile, too: not on record, it is nobody's, and the next start removes it. What goes, goes
+	// off the record first, and that of a network is a journal.
+	var recorded error
+	var disk sync.WaitGroup
 	if len(changes) > 0 {
-		err = s.store.Apply(changes...)
+		disk.Go(func() { recorded = s.store.Apply(changes...) })
 	}
-	look.Wait()
-	if err != nil {
-		return err
+	ops, err := s.look(ctx, before, after)
+	if slices.ContainsFunc(changes, func(c Change) bool { return c.Bucket != endpointBucket || c.Value == nil }) {
+		if disk.Wait(); recorded != nil {
+			return recorded
+		}
 	}
-	if err = lookErr; err == nil {
-		err = s.kernel.Do(ctx, ops)
+	if err == nil {
+		err = s.do(ctx, ops)
 	}
 	var inUse *plan.PortInUseError
 	if err != nil && !errors.As(err, &inUse) && ctx.Err() == nil && s.stand(ctx, n, after) == nil {
 		err = s.converge(ctx, before, after)
 	}
-	if err == nil {
+	disk.Wait()
+	if err == nil && recorded == nil {
 		return nil
 	}
 	// The caller's context may be what failed: the way back must not depend on it.
 	ctx = context.WithoutCancel(ctx)
-	if undoErr := s.store.Apply(n.before(changes)...); undoErr != nil {
+	if recorded != nil {
+		err = recorded
+	} else if undoErr := s.store.Apply(n.before(changes)...); undoErr != nil {
 		err = errors.Join(err, fmt.Errorf("take the record back: %w", undoErr))
 	}
 	if undoErr := s.converge(ctx, after, before); undoErr != nil {
@@ -74,7 +79,17 @@ func (s *Service) converge(ctx context.Context, before, wanted plan.State) error
 	if err != nil {
 		return err
 	}
-	return s.kernel.Do(ctx, ops)
+	return s.do(ctx, ops)
+}
+
+// force converges what is in either state, also what does not differ in them: before is only what
+// may be there.
+func (s *Service) force(ctx context.Context, before, wanted plan.State) error {
+	observed, err := s.kernel.Observe(ctx, (plan.State{}).Merge(before, wanted).Keys())
+	if err != nil {
+		return err
+	}
+	return s.do(ctx, plan.Diff(observed, wanted))
 }
 
 // look finds what has to be done to converge. It looks at what differs in the two states; when
@@ -109,9 +124,9 @@ func (s *Service) stand(ctx context.Context, n *network, wanted plan.State) erro
 	if err != nil {
 		return err
 	}
-	base := mode.Host(uplinks, n.record)
+	base := mode.Host(uplinks, n.record).Merge(s.planPeers())
 	if len(wanted) > 0 {
-		base.Merge(mode.PlanNetwork(n.record))
+		base.Merge(s.planNetwork(n.record))
 	}
 	return s.converge(ctx, nil, base)
 }

@@ -39,8 +39,16 @@ type Kernel interface {
 	// Neighbour gives the MAC of a neighbour on a link, zero while it does not answer. Watch ticks
 	// when one that was asked for changes.
 	Neighbour(ctx context.Context, link string, a netip.Addr) (plan.MAC, error)
+	// Underlay finds the link that has an address of the host's, and its MTU.
+	Underlay(ctx context.Context, a netip.Addr) (link string, mtu int, err error)
+	// Announce tells those behind links of a namespace, or with no name of the host's, which MAC addresses have
+	// now.
+	Announce(ctx context.Context, namespace string, entries []plan.Neighbour) error
 	// Own reports whether an address is one of the host's own.
 	Own(ctx context.Context, a netip.Addr) (bool, error)
+	// Idle lists the links that were made for containers and are in the host's namespace: a container is
+	// still to take them, or the engine has put them back.
+	Idle(ctx context.Context) ([]string, error)
 	// Warnings tells, for people, what on this host can keep networks from working.
 	Warnings() []string
 }
@@ -71,7 +79,9 @@ type Service struct {
 	kernel Kernel
 	store  Store
 	leases Leases
+	peers  Peers
 	log    *logrus.Entry
+	former former // what addresses of overlays were
 
 	// all is held for reading by every call and for writing by a repair, which needs the record
 	// to stand still.
@@ -91,8 +101,8 @@ type Service struct {
 }
 
 // New loads the record. The kernel is not touched before Run or the first call.
-func New(kernel Kernel, store Store, leases Leases, log *logrus.Entry) (*Service, error) {
-	s := &Service{kernel: kernel, store: store, leases: leases, log: log, networks: map[string]*network{}, ports: map[portNumber][]holder{}, links: map[string]string{}, problem: errors.New("not yet compared with the kernel"), astray: make(chan struct{}, 1)}
+func New(kernel Kernel, store Store, leases Leases, peers Peers, log *logrus.Entry) (*Service, error) {
+	s := &Service{kernel: kernel, store: store, leases: leases, peers: peers, log: log, networks: map[string]*network{}, ports: map[portNumber][]holder{}, links: map[string]string{}, problem: errors.New("not yet compared with the kernel"), astray: make(chan struct{}, 1)}
 	err := store.Load(networkBucket, func(id string, value []byte) error {
 		n := newNetwork(mode.Network{})
 		n.stored = true
@@ -118,6 +128,7 @@ func New(kernel Kernel, store Store, leases Leases, log *logrus.Entry) (*Service
 	if err != nil {
 		return nil, err
 	}
+	peers.Restated()
 	return s, nil
 }
 
@@ -141,17 +152,32 @@ func (s *Service) CreateNetwork(ctx context.Context, req NetworkRequest) error {
 	if err := s.leaseFrom(&record); err != nil {
 		return fmt.Errorf("create network %s: %w", brief(req.ID), err)
 	}
+	if err := s.share(record); err != nil {
+		return fmt.Errorf("create network %s: %w", brief(req.ID), err)
+	}
 	n := newNetwork(record)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if exists, err := s.reserve(n, routes); exists || err != nil {
-		return err
+	for {
+		exists, err := s.reserve(n, routes)
+		if err != nil {
+			return err
+		}
+		if !exists {
+			break
+		}
+		// Another call may be just making it, and that may come to nothing.
+		if made, err := s.lock(record.ID); err == nil {
+			made.mu.Unlock()
+			return nil
+		}
 	}
 	if err := s.stand(ctx, n, nil); err != nil {
 		s.forget(n)
 		return fmt.Errorf("create network %s: prepare the host: %w", brief(req.ID), err)
 	}
-	if err := s.change(ctx, n, s.shared(n), mode.PlanNetwork(record), Change{networkBucket, record.ID, encode(record)}); err != nil {
+	record = n.record // with what reserve has chosen
+	if err := s.change(ctx, n, s.shared(n), s.planNetwork(record), Change{networkBucket, record.ID, encode(record)}); err != nil {
 		s.forget(n)
 		return fmt.Errorf("create network %s: %w", brief(req.ID), err)
 	}
@@ -182,7 +208,8 @@ func (s *Service) DeleteNetwork(ctx context.Context, id string) error {
 	for _, e := range n.endpoints {
 		changes = append(changes, endpointGone(e))
 	}
-	if err := s.change(ctx, n, mode.Plan(n.record, n.list()), s.shared(n), changes...); err != nil {
+	all := s.planNetwork(n.record).Merge(mode.Plan(n.record, n.list()))
+	if err := s.change(ctx, n, all, s.shared(n), changes...); err != nil {
 		return fmt.Errorf("delete network %s: %w", brief(id), err)
 	}
 	s.forget(n)
@@ -194,7 +221,7 @@ func (s *Service) DeleteNetwork(ctx context.Context, id string) error {
 // a container joins it: before, it wants nothing of the kernel, and an engine that finds it unknown
 // after a crash makes it anew.
 func (s *Service) CreateEndpoint(ctx context.Context, req EndpointRequest) (EndpointReply, error) {
-	leased, lease, err := s.lease(ctx, req)
+	leased, err := s.lease(ctx, req)
 	if err != nil {
 		return EndpointReply{}, fmt.Errorf("create endpoint %s: %w", brief(req.ID), err)
 	}
@@ -207,7 +234,7 @@ func (s *Service) CreateEndpoint(ctx context.Context, req EndpointRequest) (Endp
 	defer n.mu.Unlock()
 
 	s.evict(n, req)
-	e, err := s.parseEndpoint(ctx, n, req, leased, lease)
+	e, err := s.parseEndpoint(ctx, n, req, leased)
 	if err != nil {
 		return EndpointReply{}, fmt.Errorf("create endpoint %s on network %s: %w", brief(req.ID), n.name(), err)
 	}
@@ -268,16 +295,20 @@ func (s *Service) Join(ctx context.Context, networkID, id string) (JoinReply, er
 	if err := s.replace(ctx, n, e); err != nil {
 		return JoinReply{}, fmt.Errorf("join endpoint %s to network %s: %w", brief(id), n.name(), err)
 	}
-	reply := JoinReply{SrcName: e.Peer(), DstPrefix: n.record.Options.IfacePrefix}
-	if !n.record.Internal { // an internal network leads nowhere
+	s.arrived(ctx, n.record, e)
+	reply := JoinReply{SrcName: e.Peer(), DstPrefix: n.record.Options.IfacePrefix, DstName: e.IfName}
+	reply.Routes = n.record.Routes(e)
+	if n.record.Leads() {
 		reply.Gateway = gateway(n.record.IPv4, e.Address)
 		reply.Gateway6 = gateway(n.record.IPv6, e.Address6)
 	}
 	if n.record.Leased {
-		reply.Gateway, reply.Routes = e.Lease.Gateway, e.Lease.Routes
-		if g := e.Lease.Gateway; g.IsValid() && !e.Address.Masked().Contains(g) {
-			reply.Routes = append([]mode.StaticRoute{{Prefix: netip.PrefixFrom(g, g.BitLen())}}, reply.Routes...)
-		}
+		reply.Gateway = e.Lease.Gateway
+		reply.Routes = append(reply.Routes, leasedRoutes(e.Address, e.Lease)...)
+	}
+	if n.record.Leased6 {
+		reply.Gateway6 = e.Lease6.Gateway
+		reply.Routes = append(reply.Routes, leasedRoutes(e.Address6, e.Lease6)...)
 	}
 	return reply, nil
 }

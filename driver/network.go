@@ -23,6 +23,7 @@ type network struct {
 	idle      map[string]int        // looks in which an endpoint had no container
 	stored    bool                  // the record is on disk
 	gone      bool                  // deleted while a call waited for mu
+	herald    herald                // of another MAC on the wire; s.index guards it
 }
 
 func newNetwork(record mode.Network) *network {
@@ -47,12 +48,32 @@ func (s *Service) reserve(n *network, routes []plan.HostRoute) (exists bool, err
 		return false, fmt.Errorf("create network %s: it exists with other settings: delete it first", brief(n.record.ID))
 	}
 	for _, other := range s.networks {
-		if !n.record.External() && other.record.Bridge() == n.record.Bridge() {
-			return false, fmt.Errorf("create network %s: its ID begins as that of network %s does, which has the bridge %s: an engine makes IDs at random, so try again", n.record.ID, other.record.ID, n.record.Bridge())
+		switch {
+		case n.record.External():
+		case n.record.Overlay():
+			for _, vsid := range n.record.Options.VSIDs {
+				if slices.Contains(other.record.Options.VSIDs, vsid) {
+					return false, fmt.Errorf("create network %s: VXLAN identifier %d is that of network %s on this host: choose another with -o vsid=…, or use that network", brief(n.record.ID), vsid, other.name())
+				}
+			}
+			if other.record.Namespace() == n.record.Namespace() {
+				return false, alike(n.record, other.record, "namespace "+n.record.Namespace())
+			}
+		case other.record.Bridge() == n.record.Bridge():
+			return false, alike(n.record, other.record, "bridge "+n.record.Bridge())
 		}
 	}
+	if err := s.chooseTransit(n); err != nil {
+		return false, err
+	}
 	for _, subnet := range n.record.Subnets() {
+		if n.record.Overlay() && len(n.record.Options.Exceptions) == 0 {
+			continue // in a namespace of its own
+		}
 		for _, other := range s.networks {
+			if other.record.Overlay() && len(other.record.Options.Exceptions) == 0 {
+				continue
+			}
 			for _, taken := range other.record.Subnets() {
 				if taken.Pool.Overlaps(subnet.Pool) {
 					return false, fmt.Errorf("create network %s: subnet %s overlaps %s of network %s: choose another with --subnet", brief(n.record.ID), subnet.Pool, taken.Pool, other.name())
@@ -69,6 +90,31 @@ func (s *Service) reserve(n *network, routes []plan.HostRoute) (exists bool, err
 	}
 	s.networks[n.record.ID] = n
 	return false, nil
+}
+
+// alike refuses a network whose links would have the names of another's: a name has room for the
+// beginning of an ID only.
+func alike(n, other mode.Network, what string) error {
+	return fmt.Errorf("create network %s: its ID begins as that of network %s does, which has the %s: an engine makes IDs at random, so try again", n.ID, other.ID, what)
+}
+
+// chooseTransit gives an overlay that leads outside a pair of addresses that no other has. The caller
+// holds s.index.
+func (s *Service) chooseTransit(n *network) error {
+	if !n.record.Options.OutboundNAT {
+		return nil
+	}
+	taken := map[int]bool{}
+	for _, other := range s.networks {
+		taken[other.record.Transit] = true
+	}
+	for i := 1; i <= mode.MaxTransits; i++ {
+		if !taken[i] {
+			n.record.Transit = i
+			return nil
+		}
+	}
+	return fmt.Errorf("create network %s: %d overlay networks with outbound_nat=true are on this host, and there is no room for more", brief(n.record.ID), mode.MaxTransits)
 }
 
 func (s *Service) forget(n *network) {
@@ -125,6 +171,7 @@ func (s *Service) endpoint(networkID, id string) (*network, mode.Endpoint, error
 func (n *network) put(s *Service, e mode.Endpoint) {
 	s.index.Lock()
 	defer s.index.Unlock()
+	s.announce(n.record, n.endpoints[e.ID], e)
 	n.unlist(s, n.endpoints[e.ID])
 	n.endpoints[e.ID] = e
 	n.stations[e.MAC] = e.ID
@@ -140,6 +187,7 @@ func (n *network) put(s *Service, e mode.Endpoint) {
 func (n *network) remove(s *Service, e mode.Endpoint) {
 	s.index.Lock()
 	defer s.index.Unlock()
+	s.announce(n.record, n.endpoints[e.ID], mode.Endpoint{})
 	n.unlist(s, n.endpoints[e.ID])
 	delete(n.endpoints, e.ID)
 	delete(n.idle, e.ID)

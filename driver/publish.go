@@ -63,6 +63,7 @@ func (s *Service) Unpublish(ctx context.Context, networkID, id string) error {
 // publish picks host ports, tries them, and picks others in place of those that turn out taken.
 func (s *Service) publish(ctx context.Context, n *network, e mode.Endpoint, mappings []policy.PortMapping) error {
 	taken := map[plan.Key]error{} // host ports that could not be had
+	var inUse *plan.PortInUseError
 	for range attempts {
 		bindings, err := s.bind(n, e, mappings, taken)
 		if err != nil {
@@ -74,13 +75,12 @@ func (s *Service) publish(ctx context.Context, n *network, e mode.Endpoint, mapp
 			err = s.replace(ctx, n, after)
 		}
 		s.unclaim(n, after)
-		var inUse *plan.PortInUseError
 		if !errors.As(err, &inUse) {
 			return err
 		}
 		taken[inUse.Port.Key()] = inUse
 	}
-	return fmt.Errorf("no free host port after %d attempts", attempts)
+	return fmt.Errorf("no free host port after %d attempts, the last: %w", attempts, inUse)
 }
 
 // bind chooses the host ports of all mappings, and claims them: calls on other networks choose at

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/dockway/dockway/driver/mode"
@@ -16,7 +17,7 @@ import (
 // is tried again.
 const (
 	lookAgain   = time.Minute
-	idleLooks   = 3 // looks in which an endpoint without a container is kept
+	idleLooks   = 5 // looks in which an endpoint without a container is kept: an engine needs seconds at most
 	tryAgain    = 5 * time.Second
 	settle      = 20 * time.Millisecond // changes come in groups: one repair for all of them
 	repairLimit = 30 * time.Second
@@ -29,6 +30,9 @@ func (s *Service) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("watch the kernel: %w", err)
 	}
+	var hearing sync.WaitGroup
+	hearing.Go(func() { s.hear(ctx) })
+	defer hearing.Wait()
 	idle := time.NewTicker(lookAgain)
 	defer idle.Stop()
 	for {
@@ -40,20 +44,28 @@ func (s *Service) Run(ctx context.Context) error {
 			s.log.WithError(err).Error("the kernel does not hold what is on record; trying again")
 			wait = tryAgain
 		}
+		if next, more := s.proclaim(ctx); more {
+			wait = min(wait, time.Until(next))
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(wait):
 		case <-idle.C:
-			s.forgetIdle()
+			s.collectIdle(ctx)
 		case <-s.astray:
+			gather(ctx)
 		case <-changed:
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(settle):
-			}
+			gather(ctx)
 		}
+	}
+}
+
+// gather waits for what comes together with a change.
+func gather(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(settle):
 	}
 }
 
@@ -113,9 +125,12 @@ func (s *Service) compare(ctx context.Context) (work, error) {
 	for i, n := range networks {
 		networks[i] = s.refresh(ctx, n)
 	}
-	host := mode.Host(uplinks, networks...)
+	synced := s.peers.Synced()
+	host := mode.Host(uplinks, networks...).Merge(s.planPeers())
 	all := plan.State{}.Merge(host)
+	remote := make([]plan.State, len(networks))
 	for i, n := range networks {
+		remote[i] = mode.PlanRemotes(n, s.remotes(n)) // all with dockway's mark, so observed in any case
 		all.Merge(mode.Plan(n, endpoints[i]))
 	}
 	observed, err := s.kernel.ObserveAll(ctx, all.Keys())
@@ -128,14 +143,14 @@ func (s *Service) compare(ctx context.Context) (work, error) {
 	for i, n := range networks {
 		var there []mode.Endpoint
 		for _, e := range endpoints[i] {
-			port := plan.Veth{Name: e.Port()}.Key()
+			port := n.PortKey(e)
 			if mode.PlanEndpoint(n, e)[port] != nil && observed[port] == nil {
 				w.gone = append(w.gone, e)
 			} else {
 				there = append(there, e)
 			}
 		}
-		state := mode.Plan(n, there)
+		state := mode.Plan(n, there).Merge(remote[i])
 		all.Merge(state)
 		for _, e := range there {
 			// A link without an end in the host is in its container, or gone with it.
@@ -143,18 +158,28 @@ func (s *Service) compare(ctx context.Context) (work, error) {
 		}
 		wanted = append(wanted, state)
 	}
-	stale := maps.Clone(observed)
-	maps.DeleteFunc(stale, func(k plan.Key, _ plan.Object) bool { return all[k] != nil })
+	stale := plan.State{}
+	for k, o := range observed {
+		if all[k] == nil && (synced || !mode.FromPeers(o)) { // until in sync, only add
+			stale[k] = o
+		}
+	}
 	w.stale = plan.Diff(stale, nil)
+	// A guard that nobody wants any more may be wanted by what is still there, until it is made anew: VXLAN
+	// devices of another UDP port.
+	isGuard := func(op plan.Op) bool { return op.Object.Rank() == plan.RankGuard }
+	guards := slices.DeleteFunc(slices.Clone(w.stale), func(op plan.Op) bool { return !isGuard(op) })
+	w.stale = slices.DeleteFunc(w.stale, isGuard)
 	for _, state := range wanted {
 		part := plan.State{}
 		for k := range state {
 			if o, ok := observed[k]; ok {
-				part.Add(o)
+				part[k] = o
 			}
 		}
 		w.parts = append(w.parts, plan.Diff(part, state))
 	}
+	w.parts = append(w.parts, guards)
 	return w, nil
 }
 
@@ -186,7 +211,7 @@ func (s *Service) settle(ctx context.Context, ops []plan.Op) error {
 	s.log.Infof("the kernel differs from the record in %d things, the first: %s", len(ops), ops[0])
 	var problems []error
 	for {
-		err := s.kernel.Do(ctx, ops)
+		err := s.do(ctx, ops)
 		var inUse *plan.PortInUseError
 		if !errors.As(err, &inUse) {
 			return errors.Join(append(problems, err)...)
@@ -213,23 +238,38 @@ func (s *Service) collect(gone []mode.Endpoint) error {
 	return nil
 }
 
-// forgetIdle forgets endpoints that no container has joined for some looks: an engine joins within
-// the second, and one that was killed, or that did not get its answer, never comes back to them.
-// They have nothing in the kernel and are not on record.
-func (s *Service) forgetIdle() {
+// collectIdle removes endpoints that have had no container for some looks. An engine that was killed, or
+// that did not get its answer, never comes back to one that it has made. And one that cannot reach dockway
+// removes a container all the same: it puts the container's end of the link back into the host, and does not
+// say so later.
+func (s *Service) collectIdle(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, repairLimit)
+	defer cancel()
 	s.all.Lock()
 	defer s.all.Unlock()
+	links, err := s.kernel.Idle(ctx)
+	if err != nil {
+		s.log.WithError(err).Warn("cannot tell which endpoints have no container")
+		return
+	}
 	for _, n := range s.networks {
 		for _, e := range n.list() {
-			if e.Joined {
+			if e.Joined && !slices.Contains(links, e.Peer()) {
 				delete(n.idle, e.ID)
 				continue
 			}
 			if n.idle[e.ID]++; n.idle[e.ID] < idleLooks {
 				continue
 			}
+			log := s.log.WithField("endpoint", brief(e.ID))
+			if e.Joined {
+				if err := s.change(ctx, n, mode.PlanEndpoint(n.record, e), nil, endpointGone(e)); err != nil {
+					log.WithError(err).Warn("endpoint without a container not collected")
+					continue
+				}
+			}
 			n.remove(s, e)
-			s.log.WithField("endpoint", brief(e.ID)).Info("endpoint collected: no container has joined it")
+			log.Info("endpoint collected: it has no container")
 		}
 	}
 }
@@ -243,7 +283,7 @@ func (s *Service) outOfSync(err error) {
 
 // Status tells how the service is.
 func (s *Service) Status() Status {
-	warnings := s.kernel.Warnings()
+	warnings := append(s.kernel.Warnings(), s.peers.Warnings()...)
 	s.index.Lock()
 	defer s.index.Unlock()
 	st := Status{Networks: len(s.networks), InSync: s.problem == nil, Repairs: s.repairs, Warnings: warnings}
@@ -276,7 +316,9 @@ func (s *Service) Networks() []NetworkInfo {
 // Endpoints lists the endpoints by network.
 func (s *Service) Endpoints() []EndpointInfo {
 	out := []EndpointInfo{}
+	problems := map[int]func() string{} // of leases; the address manager is not asked while anything is locked
 	s.each(func(n *network) {
+		record := n.record
 		for _, e := range n.sorted() {
 			info := EndpointInfo{ID: e.ID, Network: e.NetworkID, MAC: e.MAC.String(), Link: e.Port(), State: "created"}
 			if e.Joined {
@@ -284,6 +326,12 @@ func (s *Service) Endpoints() []EndpointInfo {
 			}
 			if n.record.Leased {
 				info.Lease = &e.Lease
+			}
+			if n.record.Leased6 {
+				info.Lease6 = &e.Lease6
+			}
+			if n.record.Leased || n.record.Leased6 {
+				problems[len(out)] = func() string { return s.leaseProblem(record, e) }
 			}
 			if e.Address.IsValid() {
 				info.Address = e.Address.String()
@@ -294,6 +342,9 @@ func (s *Service) Endpoints() []EndpointInfo {
 			out = append(out, info)
 		}
 	})
+	for i, problem := range problems {
+		out[i].LeaseProblem = problem()
+	}
 	return out
 }
 

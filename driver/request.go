@@ -3,6 +3,7 @@ package driver
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -44,18 +45,21 @@ func parseNetwork(req NetworkRequest) (mode.Network, error) {
 func same(a, b mode.Network) bool {
 	a.Wire, b.Wire = mode.Wire{}, mode.Wire{}
 	a.Leased, b.Leased = false, false
+	a.Leased6, b.Leased6 = false, false
+	a.Transit, b.Transit = 0, 0
 	return bytes.Equal(encode(a), encode(b))
 }
 
 // parseEndpoint makes the record that a request asks for. The caller holds n.mu.
-func (s *Service) parseEndpoint(ctx context.Context, n *network, req EndpointRequest, leased plan.MAC, lease mode.Lease) (mode.Endpoint, error) {
+func (s *Service) parseEndpoint(ctx context.Context, n *network, req EndpointRequest, leased leased) (mode.Endpoint, error) {
 	if !identifier.MatchString(req.ID) {
 		return mode.Endpoint{}, fmt.Errorf("endpoint ID %q is not one of an engine: 12 to 64 letters and digits", req.ID)
 	}
-	if err := mode.ParseEndpointOptions(req.Options); err != nil {
+	ifName, err := mode.ParseEndpointOptions(req.Options)
+	if err != nil {
 		return mode.Endpoint{}, err
 	}
-	e := mode.Endpoint{ID: req.ID, NetworkID: req.NetworkID, Address: req.Address, Address6: req.Address6, MAC: req.MAC, External: n.record.External(), Lease: lease}
+	e := mode.Endpoint{ID: req.ID, IfName: ifName, NetworkID: req.NetworkID, Address: req.Address, Address6: req.Address6, MAC: req.MAC, External: n.record.External(), Lease: leased.lease, Lease6: leased.lease6}
 	if len(e.Addresses()) == 0 {
 		return mode.Endpoint{}, errors.New("it has no address: the network's address manager gave none")
 	}
@@ -72,20 +76,28 @@ func (s *Service) parseEndpoint(ctx context.Context, n *network, req EndpointReq
 			return mode.Endpoint{}, fmt.Errorf("address %s is the host's own: make the network with an --ip-range without it, or set it apart with --aux-address", a)
 		}
 	}
+	if err := mode.ValidateEndpoint(n.record, e); err != nil {
+		return mode.Endpoint{}, err
+	}
 	old, exists := n.endpoints[req.ID]
 	switch {
-	case e.MAC == plan.MAC{} && leased != plan.MAC{}:
-		e.MAC = leased
+	case e.MAC == plan.MAC{} && leased.mac != plan.MAC{}:
+		e.MAC = leased.mac
 	case e.MAC == plan.MAC{} && exists:
 		e.MAC = old.MAC
 	case e.MAC == plan.MAC{}:
 		name := ""
-		if n.record.Options.StableMAC && e.Address.IsValid() {
-			name = s.leases.Name(n.record.IPv4[0].Pool, e.Address.Addr())
+		if n.record.Options.StableMAC {
+			name = s.leases.Name(n.record.Subnets()[0].Pool, e.Addresses()[0])
 		}
 		// By its address: who has spoken to an earlier container with it need not find out that its MAC
-		// is another, which takes half a minute.
-		mac, err := n.chooseMAC(e.Addresses()[0].String(), name)
+		// is another, which takes half a minute. But an address that moves to another host must not look
+		// like the old one there.
+		seed := e.Addresses()[0].String()
+		if n.record.Overlay() {
+			seed = rand.Text()
+		}
+		mac, err := s.chooseMAC(n, seed, name)
 		if err != nil {
 			return mode.Endpoint{}, err
 		}
@@ -104,6 +116,9 @@ func (s *Service) parseEndpoint(ctx context.Context, n *network, req EndpointReq
 		}
 		return e, nil
 	}
+	if err := s.foreign(n.record, e); err != nil {
+		return mode.Endpoint{}, err
+	}
 	if mode.Full(len(n.endpoints)) {
 		return mode.Endpoint{}, fmt.Errorf("the network has %d endpoints on this host, and a Linux bridge has no room for more: use another network", len(n.endpoints))
 	}
@@ -119,7 +134,7 @@ func (n *network) free(a netip.Addr, id string) error {
 		}
 		inside = inside || s.Pool.Contains(a)
 	}
-	if !inside && !(n.record.Leased && a.Is4()) {
+	if !inside && !n.record.FromLAN(a) {
 		return fmt.Errorf("address %s is in no subnet of the network (%s)", a, pools(n.record))
 	}
 	if holder, taken := n.addresses[a]; taken && holder != id {

@@ -3,6 +3,7 @@ package driver
 import (
 	"context"
 	"fmt"
+	"maps"
 
 	"github.com/dockway/dockway/driver/mode"
 	"github.com/dockway/dockway/driver/plan"
@@ -13,6 +14,9 @@ import (
 
 // connect finds out what the network's uplink is. The error says why it cannot be one.
 func (s *Service) connect(ctx context.Context, record *mode.Network) error {
+	if record.Overlay() {
+		return s.span(ctx, record)
+	}
 	if !record.External() {
 		return nil
 	}
@@ -31,6 +35,13 @@ func (s *Service) connect(ctx context.Context, record *mode.Network) error {
 // refresh looks whether the uplink, or the gateway of a network that sends everything there, is
 // another than it was. An uplink that is not there now stays what it was.
 func (s *Service) refresh(ctx context.Context, record mode.Network) mode.Network {
+	if record.Overlay() {
+		now := record
+		if s.span(ctx, &now) == nil {
+			return now
+		}
+		return record
+	}
 	if !record.External() {
 		return record
 	}
@@ -77,17 +88,25 @@ func (s *Service) follow(networks []mode.Network) {
 	defer s.index.Unlock()
 	for _, now := range networks {
 		n := s.networks[now.ID]
+		if n.record.External() && n.record.Wire.MAC != now.Wire.MAC {
+			n.herald = herald{left: announcements}
+		}
 		n.record.Wire = now.Wire
+		if now.Overlay() {
+			s.log.WithField("network", n.name()).Infof("the link between the hosts has changed: address %s, MTU of the network %d", now.Wire.Local, now.Wire.MTU)
+			continue
+		}
 		s.log.WithField("network", n.name()).Infof("the wire has changed: host %s, MTU %d, gateway %s", now.Wire.MAC, now.Wire.MTU, now.Wire.Gateway)
 	}
 }
 
-// shared is what other networks want of what the network shares with them.
+// shared is what other networks, or the host as one of a cluster, want of what the network wants too.
 func (s *Service) shared(n *network) plan.State {
 	own := mode.PlanNetwork(n.record)
-	both := plan.State{}
+	both := s.planPeers()
+	maps.DeleteFunc(both, func(key plan.Key, _ plan.Object) bool { return own[key] == nil })
 	s.each(func(other *network) {
-		if other == n || !other.record.External() || !n.record.External() {
+		if other == n || !shares(other.record) || !shares(n.record) {
 			return
 		}
 		for key, o := range mode.PlanNetwork(other.record) {
@@ -101,9 +120,13 @@ func (s *Service) shared(n *network) plan.State {
 
 // lockWire keeps others from making or removing what networks share. It returns what unlocks.
 func (s *Service) lockWire(record mode.Network) func() {
-	if !record.External() {
+	if !shares(record) {
 		return func() {}
 	}
 	s.wire.Lock()
 	return s.wire.Unlock
 }
+
+// shares reports whether a network shares anything in the kernel with others: a switch, or the guard
+// of what comes encapsulated.
+func shares(n mode.Network) bool { return n.External() || n.Overlay() }

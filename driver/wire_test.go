@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -68,6 +69,68 @@ func TestUplinkChanges(t *testing.T) {
 	must(t, s.Repair(ctx))
 	if got := element("hostmac"); got != "02:00:00:00:00:02" {
 		t.Errorf("frames carry %q after the uplink vanished, want what they did", got)
+	}
+}
+
+// TestUplinkReturnsAsAnother: when the uplink has another MAC, the wire is told of it three times: of the
+// host, and of the containers that it finds there.
+func TestUplinkReturnsAsAnother(t *testing.T) {
+	for name, mine := range map[string]bool{"transparent": false, "l2bridge": true, "l2tunnel": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancel(context.Background())
+				k, st := newFakeKernel(), newFakeStore()
+				s := newService(t, k, st)
+				done := make(chan error)
+				go func() { done <- s.Run(ctx) }()
+				synctest.Wait()
+				req := webRequest(4)
+				req.Options["mode"] = name
+				must(t, s.CreateNetwork(ctx, req))
+				join(t, s, 4)
+				said := func(what string, times int) {
+					t.Helper()
+					k.mu.Lock()
+					defer k.mu.Unlock()
+					got := map[plan.Neighbour]int{}
+					for _, n := range k.said {
+						got[n]++
+					}
+					k.said = nil
+					mac := k.uplinks["eth1"].MAC
+					want := map[plan.Neighbour]int{}
+					if times > 0 {
+						want[plan.Neighbour{Link: "eth1", Address: netip.MustParseAddr("198.18.4.200"), MAC: mac}] = times
+					}
+					if times > 0 && mine {
+						want[plan.Neighbour{Link: "eth1", Address: endpointRequest(4, 0).Address.Addr(), MAC: mac}] = times
+					}
+					if !maps.Equal(got, want) {
+						t.Errorf("%s: announced %v, want %v", what, got, want)
+					}
+				}
+				time.Sleep(time.Minute) // virtual
+				said("as it was", 0)
+				uplink := plan.Uplink{Name: "eth1", MAC: plan.MAC{2, 0, 0, 0, 0, 2}, MTU: 1500, Switch: true, Addresses: []netip.Prefix{netip.MustParsePrefix("198.18.4.200/24")}}
+				k.mu.Lock()
+				k.uplinks["eth1"] = uplink
+				k.mu.Unlock()
+				look := func() {
+					s.nudge()
+					time.Sleep(2 * settle) // virtual
+				}
+				look()
+				said("at once", 1)
+				for range 5 { // whatever else happens
+					look()
+				}
+				said("not for every look", 0)
+				time.Sleep(time.Minute)
+				said("and again", 2)
+				cancel()
+				must(t, <-done)
+			})
+		})
 	}
 }
 

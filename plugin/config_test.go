@@ -66,7 +66,8 @@ func TestConfig(t *testing.T) {
 	for _, m := range c.Mounts {
 		reason(t, asked, "`"+m.Source+"`")
 		reason(t, asked, "`"+m.Destination+"`")
-		if strings.Contains(m.Source, "docker") {
+		// Beside the plugins' own are the sockets of the engine and of containerd.
+		if m.Source != "/run/docker/plugins" && (strings.Contains(m.Source, "docker") || slices.Contains([]string{"/", "/run", "/var", "/var/run"}, m.Source)) {
 			t.Errorf("it asks for %s of the engine", m.Source)
 		}
 	}
@@ -106,6 +107,32 @@ func TestServiceUnit(t *testing.T) {
 	} {
 		if !strings.Contains(string(text), "\n"+line+"\n") {
 			t.Errorf("dockway.service does not say %s", line)
+		}
+	}
+}
+
+// What overlays need besides is in a file of its own: it takes back what keeps mounts from the host.
+func TestServiceOverlayConf(t *testing.T) {
+	unit, err := os.ReadFile("dockway.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile("dockway-overlay.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conf := "\n" + string(text)
+	for _, line := range []string{"[Service]", "CapabilityBoundingSet=CAP_SYS_ADMIN", "RestrictNamespaces=net", "SystemCallFilter=mount umount2", "ReadWritePaths="} {
+		if !strings.Contains(conf, "\n"+line+"\n") {
+			t.Errorf("dockway-overlay.conf does not say %s", line)
+		}
+	}
+	// The settings for which systemd makes a service a mount namespace (systemd.exec(5)).
+	for line := range strings.Lines(string(unit)) {
+		setting, _, _ := strings.Cut(line, "=")
+		if (strings.HasPrefix(setting, "Protect") && setting != "ProtectClock" || strings.HasPrefix(setting, "Private")) &&
+			!strings.Contains(conf, "\n"+setting+"=no\n") && !strings.Contains(conf, "\n"+setting+"=default\n") {
+			t.Errorf("dockway-overlay.conf does not take back %s", strings.TrimSpace(line))
 		}
 	}
 }

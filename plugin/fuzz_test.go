@@ -154,6 +154,23 @@ func FuzzRefs(f *testing.F) {
 	})
 }
 
+func FuzzChangeKey(f *testing.F) {
+	for _, s := range []string{"", "null", "{}", "[]", `{"verb":7}`, `{"verb":"use","key":"c2VjcmV0"}`, `{"verb":"use\nall","key":"c2VjcmV0"}`, `{"verb":"use","key":"c2VjcmV0"`} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		r, err := decodeKeyRequest(body)
+		if about := r.String(); len(about) > 100 || strings.ContainsAny(about, "\n\r\x00") {
+			t.Errorf("the log would get %q", about)
+		}
+		if err != nil {
+			checkError(t, err)
+		} else if r.Verb == "" || r.Key == "" {
+			t.Errorf("%+v let through", r)
+		}
+	})
+}
+
 func FuzzAllocateNetwork(f *testing.F) {
 	seed(f, "AllocateNetwork")
 	f.Fuzz(func(t *testing.T, body []byte) {

@@ -75,7 +75,10 @@ func (r addressRef) String() string {
 }
 
 func (s *Server) handleAddresses() {
-	tell(s, "IpamDriver.GetCapabilities", http.MethodPost, func() any { return ipamCapabilities{} })
+	tell(s, "IpamDriver.GetCapabilities", http.MethodPost, func() any {
+		s.known.Store(true) // an engine asks after it has registered the network driver
+		return ipamCapabilities{}
+	})
 	tell(s, "IpamDriver.GetDefaultAddressSpaces", http.MethodPost, func() any {
 		return addressSpaces{LocalDefaultAddressSpace: string(ipam.Local), GlobalDefaultAddressSpace: string(ipam.Global)}
 	})

@@ -19,6 +19,7 @@ const (
 	engineKeys      = "com.docker.network."
 	windowsKeys     = "com.docker.network.windowsshim." // options of the Windows driver, which are ours too
 	mtuKey          = "com.docker.network.driver.mtu"
+	ifNameKey       = "com.docker.network.endpoint.ifname"
 	genericKey      = "com.docker.network.generic"
 	internalKey     = "com.docker.network.internal"
 	portMappingsKey = "com.docker.network.portmap"
@@ -96,6 +97,7 @@ type (
 	interfaceName struct {
 		SrcName   string
 		DstPrefix string
+		DstName   string `json:",omitempty"`
 	}
 	joinReply struct {
 		InterfaceName         interfaceName
@@ -195,7 +197,7 @@ func (s *Server) join(ctx context.Context, r ref) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := joinReply{InterfaceName: interfaceName{SrcName: reply.SrcName, DstPrefix: reply.DstPrefix}}
+	out := joinReply{InterfaceName: interfaceName{SrcName: reply.SrcName, DstPrefix: reply.DstPrefix, DstName: reply.DstName}}
 	if reply.Gateway.IsValid() {
 		out.Gateway = reply.Gateway.String()
 	}
@@ -380,7 +382,7 @@ func (r *endpointRequest) readInterface(wire networkInterface) (err error) {
 // forDriver tells a user's --driver-opt from the engine's own keys, which stand beside it. The
 // whole namespace is the engine's, so that keys of later engines do no harm.
 func forDriver(key string) bool {
-	return !strings.HasPrefix(key, engineKeys) || strings.HasPrefix(key, windowsKeys) || key == mtuKey
+	return !strings.HasPrefix(key, engineKeys) || strings.HasPrefix(key, windowsKeys) || key == mtuKey || key == ifNameKey
 }
 
 // texts gives the options that are wanted as text: they were text when a user typed them.

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/docker/go-plugins-helpers/sdk"
@@ -38,12 +39,14 @@ type Networks interface {
 	Networks() []driver.NetworkInfo
 	Endpoints() []driver.EndpointInfo
 	Ports() []driver.PortInfo
+	Overlays() []driver.OverlayInfo
 }
 
 // Config is what a Server serves.
 type Config struct {
 	Networks  Networks
 	Addresses Addresses
+	Cluster   Cluster
 	Log       *logrus.Entry
 	Limit     time.Duration // longest that a call may take; 0: 10 s
 }
@@ -53,6 +56,7 @@ type Server struct {
 	Config
 	handler sdk.Handler
 	calls   *calls
+	known   atomic.Bool // to the engine, since the start
 
 	mu       sync.Mutex
 	listener *listener // nil: not serving yet

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -33,6 +34,7 @@ type networks struct {
 	enter    func(ctx context.Context) // runs in every call, if set
 	networks map[string]driver.NetworkRequest
 	macs     map[string]plan.MAC // reply of CreateEndpoint by endpoint, if not its own
+	ifName   string              // in the reply of Join
 }
 
 func newNetworks() *networks { return &networks{networks: map[string]driver.NetworkRequest{}} }
@@ -101,7 +103,7 @@ func (n *networks) Join(ctx context.Context, network, id string) (driver.JoinRep
 	err := n.record(ctx, "Join %s on %s", brief(id), brief(network))
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	reply := driver.JoinReply{SrcName: "dwc" + id[:min(11, len(id))], DstPrefix: "eth"}
+	reply := driver.JoinReply{SrcName: "dwc" + id[:min(11, len(id))], DstPrefix: "eth", DstName: n.ifName}
 	if r, ok := n.networks[network]; ok && !r.Internal {
 		for _, s := range r.IPv4 {
 			reply.Gateway = s.Gateway
@@ -136,6 +138,21 @@ func (n *networks) Networks() []driver.NetworkInfo {
 func (n *networks) Endpoints() []driver.EndpointInfo { return nil }
 func (n *networks) Ports() []driver.PortInfo {
 	return []driver.PortInfo{{Network: "n", Endpoint: "e", Protocol: policy.TCP, HostPort: 8080}}
+}
+func (n *networks) Overlays() []driver.OverlayInfo { return nil }
+
+// cluster is of one host, and refuses one key.
+type cluster struct{}
+
+func (cluster) Peers() []driver.PeerInfo {
+	return []driver.PeerInfo{{Name: "one", ID: "one/1", State: "alive", Self: true}}
+}
+func (cluster) Keys() []string { return []string{"0123456789abcdef"} }
+func (cluster) ChangeKey(_ context.Context, verb, key string) ([]driver.KeyReply, error) {
+	if key == "bad" {
+		return nil, errors.New("not a key")
+	}
+	return []driver.KeyReply{{Host: verb}}, nil
 }
 
 func orNone[T interface {
@@ -198,7 +215,7 @@ func newRig(t *testing.T, limit time.Duration) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.server = New(Config{Networks: r.networks, Addresses: r.addresses, Log: log, Limit: limit})
+	r.server = New(Config{Networks: r.networks, Addresses: r.addresses, Cluster: cluster{}, Log: log, Limit: limit})
 	go func() { r.served <- r.server.Serve(l) }()
 	r.client = client(r.socket)
 	t.Cleanup(func() {
@@ -291,7 +308,7 @@ func TestCreateEndpointOptions(t *testing.T) {
 		t.Fatalf("%d %s, want %s", status, reply, want)
 	}
 	want := "CreateEndpoint 5ac7619e60a3 on 15cc7e3b0558\n    address none address6 none mac 00:00:00:00:00:00" +
-		" options acl=allow com.docker.network.windowsshim.acl=x rate=7"
+		" options acl=allow com.docker.network.endpoint.ifname=foo0 com.docker.network.windowsshim.acl=x rate=7"
 	if got := r.networks.take()[0]; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
@@ -329,6 +346,11 @@ func TestJoinAnswers(t *testing.T) {
 		if status, reply := r.post("NetworkDriver.Join", `{`+both+`,"SandboxKey":"/run/docker/netns/1c92f04f2e38","Options":{}}`); status != 200 || reply != c.want {
 			t.Errorf("%d %s, want %s", status, reply, c.want)
 		}
+	}
+	r.networks.ifName = "lan0"
+	want := `{"InterfaceName":{"SrcName":"dwc5ac7619e60a","DstPrefix":"eth","DstName":"lan0"}`
+	if status, reply := r.post("NetworkDriver.Join", `{`+both+`}`); status != 200 || !strings.HasPrefix(reply, want) {
+		t.Errorf("%d %s, want %s", status, reply, want)
 	}
 }
 
@@ -381,10 +403,13 @@ func TestErrorsOfTheServiceReachTheEngine(t *testing.T) {
 func TestInspection(t *testing.T) {
 	r := newRig(t, 0)
 	for path, want := range map[string]string{
-		StatusPath:    `{"networks":1,"endpoints":0,"ports":0,"in_sync":true,"problem":"","repairs":0,"warnings":null}`,
+		StatusPath:    `{"networks":1,"endpoints":0,"ports":0,"in_sync":true,"problem":"","repairs":0,"warnings":null,"registered":false}`,
 		NetworksPath:  `[{"id":"n","name":"web","mode":"","subnets":["198.18.9.0/24"],"address_spaces":["dockway-local"],"bridge":"","endpoints":0,"internal":false,"mtu":0}]`,
 		EndpointsPath: `[]`,
 		PortsPath:     `[{"network":"n","endpoint":"e","proto":"tcp","host_ip":"","host_port":8080,"container_ip":"","container_port":0}]`,
+		OverlaysPath:  `[]`,
+		PeersPath:     `[{"name":"one","id":"one/1","address":"","state":"alive","rtt_ns":0,"facts":0,"version":"","self":true}]`,
+		KeysPath:      `["0123456789abcdef"]`,
 	} {
 		resp, err := r.client.Get("http://dockway/" + path)
 		if err != nil {
@@ -398,6 +423,39 @@ func TestInspection(t *testing.T) {
 		if status, reply := r.post(path, "{}"); status != http.StatusMethodNotAllowed {
 			t.Errorf("POST %s: %d %s", path, status, reply)
 		}
+	}
+}
+
+// TestRegistered: an engine that asks what the drivers can do has taken note of this process.
+func TestRegistered(t *testing.T) {
+	r := newRig(t, 0)
+	for _, ask := range []struct {
+		call string
+		want bool
+	}{{"NetworkDriver.GetCapabilities", false}, {"IpamDriver.GetCapabilities", true}} {
+		if status, reply := r.post(ask.call, "{}"); status != http.StatusOK {
+			t.Fatalf("%s: %d %s", ask.call, status, reply)
+		}
+		if got := r.server.known.Load(); got != ask.want {
+			t.Errorf("after %s it is registered: %t, want %t", ask.call, got, ask.want)
+		}
+	}
+}
+
+// TestChangeKey: what each host made of a change is told, and the log never has the key.
+func TestChangeKey(t *testing.T) {
+	r := newRig(t, 0)
+	if status, reply := r.post(ChangeKeyPath, `{"verb":"use","key":"c2VjcmV0"}`); status != http.StatusOK || reply != `[{"host":"use","error":""}]` {
+		t.Errorf("use: %d %s", status, reply)
+	}
+	if status, reply := r.post(ChangeKeyPath, `{"verb":"add","key":"bad"}`); status != http.StatusInternalServerError || refused(t, reply) != "not a key" {
+		t.Errorf("a bad key: %d %s", status, reply)
+	}
+	if status, reply := r.post(ChangeKeyPath, `{"verb":7}`); status != http.StatusBadRequest {
+		t.Errorf("a verb that is a number: %d %s", status, reply)
+	}
+	if strings.Contains(r.log.String(), "c2VjcmV0") {
+		t.Errorf("the log has the key:\n%s", r.log)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/dockway/dockway/driver"
 	"github.com/dockway/dockway/driver/policy"
+	"github.com/dockway/dockway/driver/store"
 	"github.com/dockway/dockway/plugin"
 )
 
@@ -59,6 +61,15 @@ func sample() map[string]any {
 			{ID: webID, Mode: "nat", Subnets: []string{"10.64.0.0/24", "fd00::/64"}, Bridge: "dwb15cc7e3b0558", Endpoints: 1, MTU: 1500},
 			{ID: appID, Name: "app", Mode: "nat", Subnets: []string{"10.64.1.0/24"}, Bridge: "dwb298a17201eb3", Internal: true, MTU: 1400},
 		},
+		plugin.PeersPath: []driver.PeerInfo{
+			{Name: "one", Address: netip.MustParseAddr("198.18.0.1"), State: "alive", Facts: 3, Version: "dev", Self: true},
+			{Name: "two", Address: netip.MustParseAddr("198.18.0.2"), State: "suspect", RTT: 412345, Facts: 2, Version: "dev"},
+		},
+		plugin.OverlaysPath: []driver.OverlayInfo{{ID: appID, VSIDs: []uint32{5001}, Entries: []driver.OverlayItem{
+			{VSID: 5001, Address: netip.MustParseAddr("10.90.0.2"), MAC: "0a:00:00:00:00:01", VTEP: netip.MustParseAddr("198.18.0.1"), Here: true},
+			{VSID: 5001, Address: netip.MustParseAddr("10.90.1.2"), MAC: "0a:00:00:00:00:02", Host: "two", VTEP: netip.MustParseAddr("198.18.0.2")},
+		}}},
+		plugin.ChangeKeyPath: []driver.KeyReply{{Host: "one"}, {Host: "two", Error: "no answer"}},
 		plugin.EndpointsPath: []driver.EndpointInfo{{ID: endID, Network: webID, Address: "10.64.0.2/24", MAC: "02:42:0a:40:00:02", Link: "dwv5ac7619e60a", State: "joined"}},
 		plugin.PortsPath: []driver.PortInfo{
 			{Network: webID, Endpoint: endID, Protocol: policy.TCP, HostIP: "198.18.0.1", HostPort: 8080, ContainerIP: "10.64.0.2", ContainerPort: 80},
@@ -93,8 +104,16 @@ web      5ac7619e60a3  10.64.0.2/24  -             02:42:0a:40:00:02  dwv5ac7619
 198.18.0.1:8080/tcp -> 10.64.0.2:80  network web  endpoint 5ac7619e60a3
 [::]:8080/tcp -> [fd00::2]:80        network web  endpoint 5ac7619e60a3
 `},
+		{"peers", `HOST             ADDRESS     STATE    ROUND TRIP  FACTS  VERSION
+one (this host)  198.18.0.1  alive    -           3      dev
+two              198.18.0.2  suspect  410µs       2      dev
+`},
+		{"overlay app", `NETWORK  VSID  ADDRESS    MAC                HOST       HOST ADDRESS
+app      5001  10.90.0.2  0a:00:00:00:00:01  this host  198.18.0.1
+app      5001  10.90.1.2  0a:00:00:00:00:02  two        198.18.0.2
+`},
 	} {
-		got, err := runCommand(env, c.command)
+		got, err := runCommand(env, strings.Fields(c.command)...)
 		if err != nil || got != c.want {
 			t.Errorf("dockway %s: %v\n%s\nwant\n%s", c.command, err, got, c.want)
 		}
@@ -131,8 +150,9 @@ func TestJSON(t *testing.T) {
 
 func TestErrors(t *testing.T) {
 	dir := t.TempDir()
-	other := filepath.Join(dir, "other.sock")
+	other, socket := filepath.Join(dir, "other.sock"), filepath.Join(dir, "dockway.sock")
 	answer(t, other, nil)
+	answer(t, socket, sample())
 	for _, c := range []struct {
 		args []string
 		want string
@@ -142,8 +162,15 @@ func TestErrors(t *testing.T) {
 		{[]string{"ports", "--jsn"}, "unknown flag: --jsn (see dockway ports --help)"},
 		{[]string{"ports", "--socket", dir + "/none.sock"}, "ask dockway on " + dir + "/none.sock: "},
 		{[]string{"ports", "--socket", other}, "dockway has no call /dockway/v1/ports"},
-		{[]string{"serve", "--log-level", "loud"}, `log level "loud" is not known: use error, warning, info or debug`},
-		{[]string{"serve", "--default-pools", "10.0.0.0"}, `default pool "10.0.0.0"`},
+		{[]string{"overlay", "web", "--socket", socket}, `no overlay network of this host is called "web"`},
+		{[]string{"key", "use", "c2VjcmV0", "--socket", socket}, "1 of 2 hosts have not followed"},
+		{[]string{"key", "use"}, "accepts 1 arg(s), received 0"},
+		{[]string{"serve", "--state-dir", t.TempDir(), "--join", "198.18.0.1", "--gossip-port", "0"}, `GOSSIP_PORT="0" is not a port`},
+		{[]string{"serve", "--state-dir", t.TempDir(), "--join", "198.18.0.1", "--vxlan-port", "none"}, `VXLAN_PORT="none" is not a port`},
+		{[]string{"serve", "--state-dir", t.TempDir(), "--node-name", "a/b"}, `NODE_NAME: the host's name "a/b" is not valid`},
+		{[]string{"serve", "--log-level", "loud"}, `LOG_LEVEL="loud" is not known: use error, warning, info or debug`},
+		{[]string{"serve", "--collect-after", "soon"}, `COLLECT_AFTER="soon": give a time of at least`},
+		{[]string{"serve", "--default-pools", "10.0.0.0"}, `DEFAULT_POOLS: default pool "10.0.0.0"`},
 		{[]string{"serve", "--state-dir", "/dev/null/x"}, "/dev/null/x"},
 	} {
 		out, err := runCommand(nil, c.args...)
@@ -152,6 +179,58 @@ func TestErrors(t *testing.T) {
 		}
 		if err != nil && (strings.Contains(err.Error(), "\n") || strings.Contains(out, "Usage")) {
 			t.Errorf("%q: more than a line:\n%v\n%s", c.args, err, out)
+		}
+	}
+}
+
+// TestKeygen makes keys that the daemon takes, each another.
+func TestKeygen(t *testing.T) {
+	seen := map[string]bool{}
+	for range 3 {
+		out, err := runCommand(nil, "keygen")
+		if err != nil {
+			t.Fatal(err)
+		}
+		key, err := parseKey(strings.TrimSpace(out))
+		if err != nil || len(key) != keySize || seen[out] {
+			t.Errorf("keygen printed %q: %v, seen before: %v", out, err, seen[out])
+		}
+		seen[out] = true
+	}
+}
+
+// TestKeysOnRecord: a rotation holds over a restart, and another setting counts more than it.
+func TestKeysOnRecord(t *testing.T) {
+	record, err := store.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer record.Close() //nolint:errcheck // the directory goes with the test
+	setting := func(b byte) []byte { return bytes.Repeat([]byte{b}, keySize) }
+	load := func(key []byte) *keptKeys {
+		t.Helper()
+		kept, err := loadKeys(record, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return kept
+	}
+	kept := load(setting(1))
+	kept.Keys = [][]byte{bytes.Repeat([]byte{2}, keySize)}
+	if err := kept.save(record); err != nil {
+		t.Fatal(err)
+	}
+	for b, want := range map[byte]byte{1: 2, 3: 3} {
+		if got := load(setting(b)).Keys; len(got) != 1 || got[0][0] != want {
+			t.Errorf("with setting %d the key is %v, want %d", b, got, want)
+		}
+	}
+	if got := load(nil).Keys; len(got) != 0 {
+		t.Errorf("without a setting the key is %v", got)
+	}
+	for want := uint64(1); want <= 3; want++ {
+		if epoch, err := raiseEpoch(record); err != nil || epoch != want {
+			t.Errorf("start %d has epoch %d, %v", want, epoch, err)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,8 +19,9 @@ import (
 	"github.com/dockway/dockway/plugin"
 )
 
-// patience is how long the command line waits for an answer.
-const patience = 10 * time.Second
+// patience is how long the command line waits for an answer: longer than the daemon has for it, which says
+// then what takes so long.
+const patience = 15 * time.Second
 
 // daemon is a running dockway.
 type daemon struct {
@@ -97,8 +99,28 @@ func (d *daemon) copy(ctx context.Context, path string, out io.Writer) error {
 	return err
 }
 
+// post sends a request and gives the answer.
+func (d *daemon) post(ctx context.Context, path string, request, reply any) error {
+	text, err := json.Marshal(request)
+	if err != nil {
+		return err
+	}
+	body, err := d.exchange(ctx, http.MethodPost, path, bytes.NewReader(text))
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(body, reply); err != nil {
+		return fmt.Errorf("understand the answer of %s: %w", d.socket, err)
+	}
+	return nil
+}
+
 func (d *daemon) ask(ctx context.Context, path string) ([]byte, error) {
-	status, body, err := fetch(ctx, d.client, path)
+	return d.exchange(ctx, http.MethodGet, path, nil)
+}
+
+func (d *daemon) exchange(ctx context.Context, method, path string, request io.Reader) ([]byte, error) {
+	status, body, err := fetch(ctx, d.client, method, path, request)
 	if err != nil {
 		return nil, fmt.Errorf("ask dockway on %s: %w", d.socket, err)
 	}
@@ -112,8 +134,8 @@ func (d *daemon) ask(ctx context.Context, path string) ([]byte, error) {
 	return body, nil
 }
 
-func fetch(ctx context.Context, client *http.Client, path string) (status int, body []byte, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost/"+path, nil)
+func fetch(ctx context.Context, client *http.Client, method, path string, request io.Reader) (status int, body []byte, err error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://localhost/"+path, request)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -159,7 +181,7 @@ func (d *daemon) names(ctx context.Context, engine string) names {
 	client := unixClient(socket)
 	client.Timeout = 2 * time.Second
 	var known []struct{ Id, Name string }
-	if status, body, err := fetch(ctx, client, "networks"); err == nil && status == http.StatusOK && json.Unmarshal(body, &known) == nil {
+	if status, body, err := fetch(ctx, client, http.MethodGet, "networks", nil); err == nil && status == http.StatusOK && json.Unmarshal(body, &known) == nil {
 		for _, n := range known {
 			if _, ours := out[n.Id]; ours {
 				out[n.Id] = n.Name

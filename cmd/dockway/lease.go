@@ -33,6 +33,16 @@ func (l *leases) Lease(ctx context.Context, pool netip.Prefix, a netip.Addr, mac
 	if err != nil {
 		return plan.MAC{}, mode.Lease{}, err
 	}
+	return plan.MAC(lease.MAC), told(lease), nil
+}
+
+func (l *leases) Granted(pool netip.Prefix, a netip.Addr) (netip.Addr, mode.Lease, error) {
+	lease, err := l.addresses.Load().Granted(pool, a)
+	return lease.Prefix.Addr(), told(lease), err
+}
+
+// told is what the DHCP server told with a lease.
+func told(lease dhcp.Lease) mode.Lease {
 	told := mode.Lease{Gateway: lease.Gateway, MTU: lease.MTU, DNS: lease.DNS, Search: lease.Search}
 	if len(told.Search) == 0 && lease.Domain != "" {
 		told.Search = []string{lease.Domain}
@@ -40,7 +50,14 @@ func (l *leases) Lease(ctx context.Context, pool netip.Prefix, a netip.Addr, mac
 	for _, r := range lease.Routes {
 		told.Routes = append(told.Routes, mode.StaticRoute{Prefix: r.Prefix, Via: r.Via})
 	}
-	return plan.MAC(lease.MAC), told, nil
+	return told
+}
+
+func (l *leases) Share(space string, pool netip.Prefix) (bool, error) {
+	if ipam.Space(space) != ipam.Local {
+		return false, nil
+	}
+	return true, l.addresses.Load().Share(pool)
 }
 
 func (l *leases) Name(pool netip.Prefix, a netip.Addr) string {
@@ -72,11 +89,16 @@ func (l *leases) changed(lease dhcp.Lease, e dhcp.Event) {
 	case dhcp.Renewed:
 		log.Debug("lease renewed")
 	case dhcp.Changed:
+		if lease.Prefix == e.Previous.Prefix {
+			log.Errorf("the DHCP server tells more or less about %s than before: the container keeps what it has until it is restarted", lease.Prefix)
+			break
+		}
 		log.Errorf("the DHCP server gives %s in place of %s: the container keeps what it has until it is restarted", lease.Prefix, e.Previous.Prefix)
 	default:
 		log.Errorf("the DHCP server no longer grants %s: the container keeps it until it is stopped, and dockway goes on asking", lease.Prefix)
 	}
 	if e.Kind != dhcp.Renewed && e.Kind != dhcp.Changed {
+		addresses.Refused(lease, e.Err)
 		return
 	}
 	holder, held, err := addresses.Leased(lease)

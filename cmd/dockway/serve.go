@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -41,6 +40,8 @@ type config struct {
 	defaultPools string
 	collectAfter string
 	procSys      string
+	namespaces   string
+	cluster      clusterConfig
 	notify       string // systemd's socket; empty: nobody to notify
 }
 
@@ -50,13 +51,17 @@ func serve(ctx context.Context, c config, stdout, stderr io.Writer) (err error) 
 	if err != nil {
 		return err
 	}
-	pools, err := ipam.ParsePools(c.defaultPools)
+	hostSettings, err := c.cluster.settings()
 	if err != nil {
 		return err
 	}
+	pools, err := ipam.ParsePools(c.defaultPools)
+	if err != nil {
+		return fmt.Errorf("DEFAULT_POOLS: %w", err)
+	}
 	collectAfter, err := time.ParseDuration(c.collectAfter)
 	if err != nil || collectAfter < minCollect {
-		return fmt.Errorf("collect after %q: give a time of at least %s, such as 2m", c.collectAfter, minCollect)
+		return fmt.Errorf("COLLECT_AFTER=%q: give a time of at least %s, such as 2m", c.collectAfter, minCollect)
 	}
 	closing := func(what string, c io.Closer) {
 		if e := c.Close(); e != nil {
@@ -73,12 +78,16 @@ func serve(ctx context.Context, c config, stdout, stderr io.Writer) (err error) 
 		return err
 	}
 	defer closing("the published ports", sockets)
-	host, err := kernel.New(kernel.Config{Tables: []*nft.Table{mode.InetTable(), mode.BridgeTable()}, Sockets: sockets, ProcSys: c.procSys, Log: log})
+	host, err := kernel.New(kernel.Config{Tables: []*nft.Table{mode.InetTable(), mode.BridgeTable()}, NamespaceTables: mode.NamespaceTables(), Namespaces: c.namespaces, Sockets: sockets, ProcSys: c.procSys, Log: log})
 	if err != nil {
 		return fmt.Errorf("reach the kernel: %w", err)
 	}
 	defer closing("the kernel", host)
 	seed, err := hostSeed(record)
+	if err != nil {
+		return err
+	}
+	hosts, err := newCluster(hostSettings, record, seed, log)
 	if err != nil {
 		return err
 	}
@@ -88,12 +97,13 @@ func serve(ctx context.Context, c config, stdout, stderr io.Writer) (err error) 
 		return fmt.Errorf("speak DHCP: %w", err)
 	}
 	defer closing("the DHCP client", client)
-	addresses, err := ipam.New(record, func() ([]netip.Prefix, error) { return routes(host) }, ipam.Config{Pools: pools, Seed: seed, Leaser: client, MAC: leases.mac})
+	addresses, err := ipam.New(record, func() ([]netip.Prefix, error) { return routes(host) }, ipam.Config{Pools: pools, Seed: seed, Leaser: client, MAC: leases.mac, Cluster: hosts})
 	if err != nil {
 		return err
 	}
+	hosts.outgoing, hosts.busy, hosts.blocks = host.Outgoing, addresses.Busy, addresses.Blocks
 	leases.addresses.Store(addresses)
-	networks, err := driver.New(host, record, leases, log)
+	networks, err := driver.New(host, record, leases, hosts, log)
 	if err != nil {
 		return err
 	}
@@ -102,9 +112,11 @@ func serve(ctx context.Context, c config, stdout, stderr io.Writer) (err error) 
 	if err != nil {
 		return err
 	}
-	server := plugin.New(plugin.Config{Networks: networks, Addresses: addresses, Log: log})
+	server := plugin.New(plugin.Config{Networks: networks, Addresses: addresses, Cluster: hosts, Log: log})
 	return run(ctx, c, log, server, listener,
 		task{"the network service", networks.Run},
+		task{"the cluster", hosts.run},
+		task{"claims ahead", claimAhead(addresses, log)},
 		task{"the collector of addresses", newCollector(networks, addresses, collectAfter, log).run})
 }
 
@@ -155,7 +167,7 @@ func run(ctx context.Context, c config, log *logrus.Entry, server *plugin.Server
 func newLog(level string, stdout, stderr io.Writer) (*logrus.Entry, error) {
 	l, err := logrus.ParseLevel(level)
 	if err != nil {
-		return nil, fmt.Errorf("log level %q is not known: use error, warning, info or debug", level)
+		return nil, fmt.Errorf("LOG_LEVEL=%q is not known: use error, warning, info or debug", level)
 	}
 	logger := logrus.New()
 	logger.SetLevel(l)
@@ -193,21 +205,4 @@ func routes(host *kernel.Kernel) ([]netip.Prefix, error) {
 		out = append(out, r.Prefix)
 	}
 	return out, err
-}
-
-// hostSeed tells this host from others, as long as its record lives. A managed plugin does not
-// see the host's own /etc/machine-id.
-func hostSeed(record *store.Store) (string, error) {
-	const bucket, key = "host", "seed"
-	var seed string
-	if err := record.Load(bucket, func(k string, value []byte) error {
-		if k == key {
-			seed = string(value)
-		}
-		return nil
-	}); err != nil || seed != "" {
-		return seed, err
-	}
-	seed = rand.Text()
-	return seed, record.Apply(store.Change{Bucket: bucket, Key: key, Value: []byte(seed)})
 }

@@ -3,14 +3,21 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -23,10 +30,27 @@ const asMain = "DOCKWAY_TEST_AS_MAIN"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asMain) != "" {
+		go tellGoroutines()
 		main()
 		os.Exit(0)
 	}
 	os.Exit(m.Run())
+}
+
+// tellGoroutines tells, when it is asked with SIGUSR1, how many goroutines there are.
+func tellGoroutines() {
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, syscall.SIGUSR1)
+	for range asked {
+		conn, err := net.Dial("unixgram", os.Getenv("NOTIFY_SOCKET"))
+		if err == nil {
+			_, err = fmt.Fprintf(conn, "GOROUTINES=%d", runtime.NumGoroutine())
+			err = errors.Join(err, conn.Close())
+		}
+		if err != nil {
+			panic(err)
+		}
+	}
 }
 
 // process is dockway serve in a network namespace of its own.
@@ -181,6 +205,100 @@ func TestServe(t *testing.T) {
 	}
 	if !strings.Contains(p.stdout.String(), "dockway dev answers on "+p.socket) || !strings.Contains(p.stdout.String(), "stopping") {
 		t.Errorf("stdout:\n%s", &p.stdout)
+	}
+}
+
+// in runs a script in the process's network namespace.
+func (p *process) in(script string) string {
+	p.t.Helper()
+	out, err := exec.Command("nsenter", "-t", strconv.Itoa(p.cmd.Process.Pid), "-n", "sh", "-ec", script).CombinedOutput()
+	if err != nil {
+		p.t.Fatalf("%s: %v: %s", script, err, out)
+	}
+	return string(out)
+}
+
+// TestServeChoosesPools: subnets are chosen from what is configured, but for what the host has a route to.
+func TestServeChoosesPools(t *testing.T) {
+	p := start(t, t.TempDir(), "--default-pools", "10.99.0.0/22:24,fd00:99::/62:64")
+	p.in(`ip link add lan0 type veth peer name lan1; ip link set lan0 up; ip link set lan1 up
+ip route add 10.99.1.128/25 dev lan0; ip -6 route add fd00:99::/64 dev lan0`)
+	for _, c := range []struct{ v6, want string }{
+		{"false", "10.99.0.0/24"}, {"false", "10.99.2.0/24"}, {"false", "10.99.3.0/24"}, {"true", "fd00:99:0:1::/64"},
+	} {
+		if got := p.post("IpamDriver.RequestPool", `{"AddressSpace":"dockway-local","V6":`+c.v6+`}`); !strings.Contains(got, `"Pool":"`+c.want+`"`) {
+			t.Errorf("chosen: %s, want %s", got, c.want)
+		}
+	}
+}
+
+// life is all that an engine asks for a container that comes and goes.
+func (p *process) life(pool string, n int) {
+	id := fmt.Sprintf("%x", sha256.Sum256([]byte(strconv.Itoa(n))))
+	both := `"NetworkID":"` + webID + `","EndpointID":"` + id + `"`
+	_, address, _ := strings.Cut(p.post("IpamDriver.RequestAddress", `{"PoolID":"`+pool+`"}`), `"Address":"`)
+	address, _, _ = strings.Cut(address, `"`)
+	p.post("NetworkDriver.CreateEndpoint", `{`+both+`,"Interface":{"Address":"`+address+`"}}`)
+	p.post("NetworkDriver.Join", `{`+both+`}`)
+	p.post("NetworkDriver.ProgramExternalConnectivity", fmt.Sprintf(`{%s,"Options":{"com.docker.network.portmap":[{"Proto":6,"Port":80,"HostPort":%d},{"Proto":17,"Port":80}]}}`, both, 10000+n))
+	p.post("NetworkDriver.EndpointOperInfo", `{`+both+`}`)
+	for _, call := range []string{"RevokeExternalConnectivity", "Leave", "DeleteEndpoint"} {
+		p.post("NetworkDriver."+call, `{`+both+`}`)
+	}
+	bare, _, _ := strings.Cut(address, "/")
+	p.post("IpamDriver.ReleaseAddress", `{"PoolID":"`+pool+`","Address":"`+bare+`"}`)
+}
+
+// TestServeLeaksNothing: after hundreds of containers there are as many goroutines, files, links and elements as
+// before. (With an engine they are a thousand, but there nobody can count goroutines.)
+func TestServeLeaksNothing(t *testing.T) {
+	p := start(t, t.TempDir())
+	_, pool, _ := strings.Cut(p.post("IpamDriver.RequestPool", `{"AddressSpace":"dockway-local","Pool":"198.19.64.0/20"}`), `"PoolID":"`)
+	pool, _, _ = strings.Cut(pool, `"`)
+	p.post("NetworkDriver.CreateNetwork", `{"NetworkID":"`+webID+`","IPv4Data":[{"Pool":"198.19.64.0/20","Gateway":"198.19.64.1/20"}]}`)
+	p.post("IpamDriver.RequestAddress", `{"PoolID":"`+pool+`","Address":"198.19.64.1","Options":{"RequestAddressType":"com.docker.network.gateway"}}`)
+	lives := func(from, to int) {
+		t.Helper()
+		var next atomic.Int64
+		next.Store(int64(from))
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				for n := int(next.Add(1)) - 1; n < to && !t.Failed(); n = int(next.Add(1)) - 1 {
+					p.life(pool, n)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	count := func() string {
+		t.Helper()
+		if err := p.cmd.Process.Signal(syscall.SIGUSR1); err != nil {
+			t.Fatal(err)
+		}
+		said := p.says()
+		if !strings.HasPrefix(said, "GOROUTINES=") {
+			t.Fatalf("asked for its goroutines, it says %q", said)
+		}
+		return said + "\n" + p.in(fmt.Sprintf("ip -o link | wc -l; nft -s list ruleset | cksum; ss -Htuan | wc -l; ls -l /proc/%d/fd | sed -n 's/.* -> \\([a-z]*\\).*/\\1/p' | sort | uniq -c", p.cmd.Process.Pid))
+	}
+	// settled is the count when it is the same for some time.
+	settled := func() string {
+		t.Helper()
+		last, same := count(), 0
+		for deadline := time.Now().Add(30 * time.Second); same < 10 && time.Now().Before(deadline); {
+			now := count()
+			if same++; now != last {
+				last, same = now, 0
+			}
+		}
+		return last
+	}
+	lives(0, 50) // whatever is made once and kept
+	before := settled()
+	lives(50, 350)
+	if after := settled(); after != before {
+		t.Errorf("before\n%s\nafter\n%s", before, after)
 	}
 }
 

@@ -48,6 +48,7 @@ var (
 		"mld-listener-done": 132, "nd-router-solicit": 133, "nd-router-advert": 134, "nd-neighbor-solicit": 135,
 		"nd-neighbor-advert": 136, "nd-redirect": 137, "router-renumbering": 138, "mld2-listener-report": 143,
 	})
+	uid          = named(nftables.TypeUID, true, nil)
 	arpOperation = named(nftables.TypeARPOp, false, names{"request": 1, "reply": 2})
 	fibType      = named(nftables.TypeFIBAddr, true, names{
 		"unspec": 0, "unicast": 1, "local": 2, "broadcast": 3, "anycast": 4, "multicast": 5, "blackhole": 6, "unreachable": 7, "prohibit": 8,
@@ -91,17 +92,17 @@ func named(t nftables.SetDatatype, host bool, known names) datatype {
 	}
 }
 
-// raw is a number that nft(8) knows no type of; it lists such in hexadecimal.
-func raw(size int) datatype {
+// raw16 is a number of two bytes that nft(8) knows no type of; it lists such in hexadecimal.
+func raw16() datatype {
 	t := nftables.TypeInteger
-	t.Bytes = uint32(size)
+	t.Bytes = 2
 	return datatype{nft: t,
 		parse: func(s string) ([]byte, error) {
-			n, err := strconv.ParseUint(s, 0, 8*size)
+			n, err := strconv.ParseUint(s, 0, 16)
 			if err != nil {
-				return nil, fmt.Errorf("%q is no number of %d bytes", s, size)
+				return nil, fmt.Errorf("%q is no number of two bytes", s)
 			}
-			return number(uint32(n), size, false), nil
+			return number(uint32(n), 2, false), nil
 		},
 		format: func(b []byte) string { return fmt.Sprintf("%#x", value(b, false)) },
 	}

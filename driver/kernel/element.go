@@ -234,7 +234,11 @@ func (k *Kernel) putElements(ctx context.Context, ops []plan.Op) error {
 		err = k.transact(ctx, batch)
 		var r *refused
 		if errors.As(err, &r) && r.at >= 0 && r.at < len(owners) {
-			err = fmt.Errorf("%s: %w", owners[r.at].Op, err)
+			owner := owners[r.at]
+			if errors.Is(err, unix.ENFILE) {
+				return fmt.Errorf("%s: set %s has room for %d elements, and is full", owner.Op, owner.set.Name, owner.set.Size)
+			}
+			err = fmt.Errorf("%s: %w", owner.Op, err)
 		}
 		if err == nil {
 			k.forget(all)
@@ -248,9 +252,10 @@ func (k *Kernel) putElements(ctx context.Context, ops []plan.Op) error {
 
 const surprises = 3
 
-// surprised reports whether elements were there that should not be, or the reverse.
+// surprised reports whether elements were there that should not be, or the reverse. A set that is full
+// may be so because of them.
 func surprised(err error) bool {
-	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY)
+	return errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) || errors.Is(err, unix.ENFILE)
 }
 
 // assumed takes the plan's word for what the sets hold: runs of operations on one set become

@@ -144,6 +144,7 @@ var (
 	members  = &nft.Set{Family: nft.Inet, Name: "members", Key: []nft.Type{nft.IfName, nft.IPv4}, Comment: "which bridge has whom"}
 	members6 = &nft.Set{Family: nft.Inet, Name: "members6", Key: []nft.Type{nft.IfName, nft.IPv6}}
 	links    = &nft.Set{Family: nft.Inet, Name: "links", Key: []nft.Type{nft.IfName}}
+	few      = &nft.Set{Family: nft.Inet, Name: "few", Key: []nft.Type{nft.IPv4}, Size: 3}
 	ports    = &nft.Set{Family: nft.Inet, Name: "ports", Key: []nft.Type{nft.IPv4, nft.Protocol, nft.Service}, Data: []nft.Type{nft.IPv4, nft.Service}, Size: 65536}
 	ports6   = &nft.Set{Family: nft.Inet, Name: "ports6", Key: []nft.Type{nft.IPv6, nft.Protocol, nft.Service}, Data: []nft.Type{nft.IPv6, nft.Service}}
 	anyPort  = &nft.Set{Family: nft.Inet, Name: "anyport", Key: []nft.Type{nft.Protocol, nft.Service}, Data: []nft.Type{nft.IPv4, nft.Service}}
@@ -159,7 +160,7 @@ var (
 func inetTable() *nft.Table {
 	return &nft.Table{
 		Family: nft.Inet, Name: "dockway",
-		Sets: []*nft.Set{wards, members, members6, links, ports, ports6, anyPort, seen},
+		Sets: []*nft.Set{wards, members, members6, links, few, ports, ports6, anyPort, seen},
 		Chains: []*nft.Chain{
 			{Name: "raw", Type: "filter", Hook: "prerouting", Priority: -300, Rules: []nft.Rule{
 				nft.R("", nft.Is(nft.IIfName, "dwb*"), nft.In(members, nft.IIfName, nft.IPDAddr), nft.Notrack{}, nft.Accept),

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -15,11 +16,13 @@ import (
 
 // The marks of ownership: a link is ours when its name and its alias both say so.
 const (
-	bridgePrefix = "dwb"
-	switchPrefix = "dwx"
-	vethPrefix   = "dwv"
-	vlanPrefix   = "dwt"
-	aliasPrefix  = "dockway "
+	bridgePrefix  = "dwb"
+	switchPrefix  = "dwx"
+	vethPrefix    = "dwv"
+	vlanPrefix    = "dwt"
+	vxlanPrefix   = "dwo"
+	transitPrefix = "dwg"
+	aliasPrefix   = "dockway "
 )
 
 // Link groups of links that are to be deleted, and of those that are being deleted. They keep
@@ -33,6 +36,7 @@ const (
 	kindBridge = "bridge"
 	kindVeth   = "veth"
 	kindTun    = "tun"
+	kindVXLAN  = "vxlan"
 
 	maxMTU          = 65535  // of a bridge
 	minMTU6         = 1280   // a link with less has no IPv6 (RFC 8200)
@@ -50,6 +54,8 @@ type link struct {
 	mtu         int
 	master      int32
 	lower       int32  // of a macvlan; of a veth, its other end; 0: in another namespace
+	beyond      int32  // that, when it is in another namespace
+	nsid        int32  // the number of the namespace that lower or, of a VXLAN device, its socket is in; -1: this one
 	mode        uint32 // of a macvlan
 	group       uint32
 	up          bool
@@ -57,6 +63,11 @@ type link struct {
 	promiscuous bool // somebody made it so; a switch that it is a port of does not count
 	isolated    bool
 	hairpin     bool
+	learns      bool // of a port: who is behind it
+	suppresses  bool // of a port: ARP and neighbour discovery that the bridge answers
+	floods      bool // of a port: frames to unknown MACs
+	state       int  // of a port: BR_STATE_… of linux/if_bridge.h; -1: it is none, or that is not told
+	tunnel      tunnel
 	ethernet    bool
 	loopback    bool
 	genMode     int // how the kernel makes IPv6 addresses of the link's own (IN6_ADDR_GEN_MODE_…); -1: the link has no IPv6
@@ -64,7 +75,7 @@ type link struct {
 
 // named reports whether the link has a name of the form that ours have.
 func (l *link) named() bool {
-	for _, prefix := range []string{bridgePrefix, switchPrefix, vethPrefix, vlanPrefix} {
+	for _, prefix := range []string{bridgePrefix, switchPrefix, vethPrefix, vlanPrefix, vxlanPrefix, transitPrefix} {
 		if strings.HasPrefix(l.name, prefix) {
 			return true
 		}
@@ -113,8 +124,9 @@ func parseLink(body []byte) *link {
 		promiscuous: flags&unix.IFF_PROMISC != 0,
 		loopback:    flags&unix.IFF_LOOPBACK != 0,
 		genMode:     -1,
+		nsid:        -1,
+		state:       -1,
 	}
-	elsewhere := false // the lower link
 	for kind, value := range attributes(body[unix.SizeofIfInfomsg:]) {
 		switch kind {
 		case unix.IFLA_IFNAME:
@@ -131,7 +143,7 @@ func parseLink(body []byte) *link {
 		case unix.IFLA_LINK:
 			l.lower = int32(binary.NativeEndian.Uint32(value))
 		case unix.IFLA_LINK_NETNSID:
-			elsewhere = true
+			l.nsid = int32(binary.NativeEndian.Uint32(value))
 		case unix.IFLA_GROUP:
 			l.group = binary.NativeEndian.Uint32(value)
 		case unix.IFLA_AF_SPEC:
@@ -142,21 +154,44 @@ func parseLink(body []byte) *link {
 		case unix.IFLA_LINKINFO:
 			k, _ := attribute(value, unix.IFLA_INFO_KIND)
 			l.kind = text(k)
-			if l.kind == kindMacvlan {
-				data, _ := attribute(value, unix.IFLA_INFO_DATA)
+			data, _ := attribute(value, unix.IFLA_INFO_DATA)
+			switch l.kind {
+			case kindMacvlan:
 				l.mode = macvlanMode(data)
+			case kindVXLAN:
+				l.tunnel = parseTunnel(data)
 			}
 			port, _ := attribute(value, unix.IFLA_INFO_SLAVE_DATA)
-			isolated, ok := attribute(port, unix.IFLA_BRPORT_ISOLATED)
-			l.isolated = ok && isolated[0] != 0
-			hairpin, ok := attribute(port, unix.IFLA_BRPORT_MODE)
-			l.hairpin = ok && hairpin[0] != 0
+			l.isolated = isSet(port, unix.IFLA_BRPORT_ISOLATED)
+			l.hairpin = isSet(port, unix.IFLA_BRPORT_MODE)
+			l.learns = isSet(port, unix.IFLA_BRPORT_LEARNING)
+			l.suppresses = isSet(port, unix.IFLA_BRPORT_NEIGH_SUPPRESS)
+			l.floods = isSet(port, unix.IFLA_BRPORT_UNICAST_FLOOD)
+			l.state = portState(port, l.state)
+		case unix.IFLA_PROTINFO: // in what a bridge tells of its ports
+			if body[0] == unix.AF_BRIDGE {
+				l.state = portState(value, l.state)
+			}
 		}
 	}
-	if elsewhere {
-		l.lower = 0
+	if l.nsid >= 0 {
+		l.beyond, l.lower = l.lower, 0
 	}
 	return l
+}
+
+// isSet reads an attribute that is on or off.
+func isSet(list []byte, kind uint16) bool {
+	value, ok := attribute(list, kind)
+	return ok && len(value) > 0 && value[0] != 0
+}
+
+// portState reads whether a port forwards, or what is to be taken for it if that is not told.
+func portState(list []byte, otherwise int) int {
+	if value, ok := attribute(list, unix.IFLA_BRPORT_STATE); ok && len(value) > 0 {
+		return int(value[0])
+	}
+	return otherwise
 }
 
 // links looks links up by name, nil for those that are not there.
@@ -206,6 +241,22 @@ func isGone(err error) bool {
 	return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) || errors.Is(err, unix.EADDRNOTAVAIL)
 }
 
+// Idle lists the links that were made for containers and are in the host's namespace. Their names say so: the
+// other end of a port bears no mark.
+func (k *Kernel) Idle(ctx context.Context) ([]string, error) {
+	all, err := k.listLinks(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var idle []string
+	for _, l := range all {
+		if strings.HasPrefix(l.name, containerPrefix) {
+			idle = append(idle, l.name)
+		}
+	}
+	return idle, nil
+}
+
 // link looks one link up: nil when there is none.
 func (k *Kernel) link(ctx context.Context, name string) (*link, error) {
 	found, err := k.links(ctx, name)
@@ -249,6 +300,8 @@ func (l *link) object(related string) plan.Object {
 		return plan.VLAN{Name: l.name, Alias: l.alias}
 	case isMacvlan(l.name):
 		return l.macvlan(related)
+	case strings.HasPrefix(l.name, vxlanPrefix):
+		return l.vxlan(related)
 	}
 	if strings.HasPrefix(l.name, bridgePrefix) {
 		if l.kind != kindBridge {
@@ -259,7 +312,7 @@ func (l *link) object(related string) plan.Object {
 	if l.kind != kindVeth || !l.hairpin {
 		return plan.Veth{Name: l.name, Alias: l.alias}
 	}
-	return plan.Veth{Name: l.name, Alias: l.alias, Bridge: related, MTU: l.mtu, Isolated: l.isolated, Up: l.up}
+	return plan.Veth{Name: l.name, Alias: l.alias, Bridge: related, MTU: l.mtu, Isolated: l.isolated, Static: l.master != 0 && !l.learns, Up: l.up}
 }
 
 // observeLinks looks links up by name. What does not bear our mark is not observed.
@@ -339,8 +392,14 @@ func (k *Kernel) mine(ctx context.Context, name string) (*link, error) {
 // putLink makes a link, or makes one of ours that is there what the plan wants: that may first
 // have to be prepared for what is configured then.
 func (k *Kernel) putLink(ctx context.Context, name, kind string, mtu int, create, configure message, prepare ...message) error {
-	for range attempts {
-		err := k.newLink(ctx, name, create, configure)
+	return k.putLinkBy(ctx, k.route, name, kind, mtu, create, configure, prepare...)
+}
+
+// putLinkBy is putLink of a link that is made from the network namespace of a socket.
+func (k *Kernel) putLinkBy(ctx context.Context, by *socket, name, kind string, mtu int, create, configure message, prepare ...message) error {
+	patience := time.Now().Add(departTime)
+	for try := 0; try < attempts || k.parent != nil && time.Now().Before(patience); try++ {
+		err := k.newLink(ctx, by, name, create, configure)
 		if !errors.Is(err, unix.EEXIST) {
 			return err
 		}
@@ -348,6 +407,12 @@ func (k *Kernel) putLink(ctx context.Context, name, kind string, mtu int, create
 		switch {
 		case err != nil:
 			return err
+		case l == nil && k.parent != nil:
+			// What is in the way is in another namespace, such as one that was let go and is being destroyed.
+			pause(ctx, departTime/100)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
 		case l == nil: // gone since
 		case l.doomed():
 			if err := k.reap(ctx); err != nil {
@@ -377,13 +442,15 @@ func (k *Kernel) putLink(ctx context.Context, name, kind string, mtu int, create
 	return fmt.Errorf("link %s, or its other end, is in the way and is no link of dockway's: %w", name, unix.EEXIST)
 }
 
-// attempts bounds how often a link is made whose name is taken now and free then.
-const attempts = 3
+const (
+	attempts   = 3               // bounds how often a link is made whose name is taken now and free then
+	departTime = 2 * time.Second // several times what the kernel takes to destroy a namespace
+)
 
 // newLink makes a link. The kernel cannot give it its mark in the same step: so it is born doomed,
 // and if this process dies before the next step, the link does too.
-func (k *Kernel) newLink(ctx context.Context, name string, create, configure message) error {
-	if _, err := k.route.request(ctx, create); err != nil {
+func (k *Kernel) newLink(ctx context.Context, by *socket, name string, create, configure message) error {
+	if _, err := by.request(ctx, create); err != nil {
 		return err
 	}
 	_, err := k.route.request(ctx, configure)
@@ -434,8 +501,14 @@ func (k *Kernel) putBridge(ctx context.Context, b plan.Bridge) error {
 		nest(unix.IFLA_LINKINFO, attrs{}.str(unix.IFLA_INFO_KIND, kindBridge).
 			nest(unix.IFLA_INFO_DATA, attrs{}.
 				u32(unix.IFLA_BR_FORWARD_DELAY, 0).u32(unix.IFLA_BR_STP_STATE, 0))))
-	configure := changeLink(b.Name, b.Up, k.withoutAutoconf(attrs{}.
-		put(unix.IFLA_ADDRESS, b.MAC[:]).u32(unix.IFLA_MTU, uint32(b.MTU)).str(unix.IFLA_IFALIAS, b.Alias), b.MTU))
+	what := attrs{}.u32(unix.IFLA_MTU, uint32(b.MTU)).str(unix.IFLA_IFALIAS, b.Alias)
+	// Given its MAC once more, a link would lose its neighbour entries, permanent ones too.
+	if old, err := k.link(ctx, b.Name); err != nil {
+		return err
+	} else if old == nil || old.mac != b.MAC {
+		what = what.put(unix.IFLA_ADDRESS, b.MAC[:])
+	}
+	configure := changeLink(b.Name, b.Up, k.withoutAutoconf(what, b.MTU))
 	return k.putLink(ctx, b.Name, kindBridge, b.MTU, create, configure)
 }
 
@@ -462,6 +535,9 @@ func (k *Kernel) putVeth(ctx context.Context, v plan.Veth) error {
 	// for every CPU and then waits, twice, for all CPUs to let go of those that are too many.
 	shape := attrs{}.u32(unix.IFLA_MTU, uint32(v.MTU)).u32(unix.IFLA_NUM_TX_QUEUES, 1).u32(unix.IFLA_NUM_RX_QUEUES, 1)
 	peer := append(attrs{}.str(unix.IFLA_IFNAME, v.Peer).put(unix.IFLA_ADDRESS, v.PeerMAC[:]), shape...)
+	if k.parent != nil {
+		peer = peer.u32(unix.IFLA_NET_NS_FD, uint32(k.parent.namespace.Fd()))
+	}
 	create := createLink(v.Name, append(attrs{}.u32(unix.IFLA_MASTER, uint32(bridge.index)), shape...).
 		nest(unix.IFLA_LINKINFO, attrs{}.str(unix.IFLA_INFO_KIND, kindVeth).
 			nest(unix.IFLA_INFO_DATA, attrs{}.nest(nl.VETH_INFO_PEER, linkBody(0, 0, 0, peer)))))
@@ -473,7 +549,8 @@ func (k *Kernel) putVeth(ctx context.Context, v plan.Veth) error {
 	configure := changeLink(v.Name, v.Up, k.withoutAutoconf(attrs{}.
 		u32(unix.IFLA_MTU, uint32(v.MTU)).str(unix.IFLA_IFALIAS, v.Alias).
 		nest(unix.IFLA_LINKINFO, attrs{}.str(unix.IFLA_INFO_SLAVE_KIND, kindBridge).
-			nest(unix.IFLA_INFO_SLAVE_DATA, attrs{}.u8(unix.IFLA_BRPORT_MODE, 1).u8(unix.IFLA_BRPORT_ISOLATED, flag(v.Isolated)))), v.MTU))
+			nest(unix.IFLA_INFO_SLAVE_DATA, attrs{}.u8(unix.IFLA_BRPORT_MODE, 1).
+				u8(unix.IFLA_BRPORT_ISOLATED, flag(v.Isolated)).u8(unix.IFLA_BRPORT_LEARNING, flag(!v.Static)))), v.MTU))
 	return k.putLink(ctx, v.Name, kindVeth, v.MTU, create, configure, enslave)
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -118,6 +119,31 @@ func TestLinks(t *testing.T) {
 	}
 	do(t, k, remove(v, b)...)
 
+}
+
+// TestIdle: a link for a container is idle until the engine moves it into one, and again when it puts it
+// back.
+func TestIdle(t *testing.T) {
+	inNamespace(t)
+	k := open(t, kernel.Config{})
+	do(t, k, add(bridge(1), veth(1, "dwb1"), veth(2, "dwb1"))...)
+	idle := func(want ...string) {
+		t.Helper()
+		got, err := k.Idle(context.Background())
+		if slices.Sort(got); err != nil || !slices.Equal(got, want) {
+			t.Errorf("idle links: %v, %v; want %v", got, err, want)
+		}
+	}
+	idle("dwc1", "dwc2")
+	container := newPlace(t)
+	here(t, "ip link set dwc1 netns "+container.path)
+	container.run(t, "ip link set dwc1 name eth0")
+	idle("dwc2")
+	container.run(t, "ip link set eth0 name dwc1", "ip link set dwc1 netns "+placePath())
+	idle("dwc1", "dwc2")
+	do(t, k, remove(veth(1, "dwb1"))...)
+	flush(t, k)
+	idle("dwc2")
 }
 
 func TestSmallMTU(t *testing.T) {

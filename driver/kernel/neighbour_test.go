@@ -3,6 +3,7 @@ package kernel_test
 import (
 	"context"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/dockway/dockway/driver/kernel"
@@ -62,6 +63,7 @@ func TestOwn(t *testing.T) {
 	inNamespace(t)
 	run(t, "sh", "-ec", "ip link add lan type veth peer name far; ip link set lan up; ip link set far up; ip link set lo up; ip address add 198.18.0.1/24 dev lan; ip -6 address add fd00::1/64 dev lan nodad; ip route add blackhole 198.18.9.0/24")
 	k := open(t, kernel.Config{Tables: tables()})
+	eventually(t, "the kernel to use the IPv6 address", func() bool { return strings.HasPrefix(run(t, "ip", "-6", "route", "get", "fd00::1"), "local") })
 	for address, want := range map[string]bool{
 		"198.18.0.1": true, "127.0.0.1": true, "fd00::1": true, "::1": true,
 		"198.18.0.2": false, "198.18.5.1": false, "198.18.9.1": false, "fd00::2": false, "fd09::1": false,

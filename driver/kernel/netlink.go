@@ -8,7 +8,9 @@ import (
 	"iter"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,46 +34,60 @@ type reply struct {
 	err    error    // the kernel's refusal: wraps a unix.Errno; EINTR: a dump that changed under way
 }
 
-// socket is a netlink socket. It is safe for concurrent use: one exchange at a time.
+// socket is a netlink socket, opened when it is first used. It is safe for concurrent use: one
+// exchange at a time.
 type socket struct {
-	mu   sync.Mutex
-	file *os.File
-	port uint32
-	seq  uint32
-	buf  []byte
+	open    func() (*os.File, error)
+	buffers *sync.Pool // for what is read, of largestSkb bytes
+
+	mu     sync.Mutex
+	file   *os.File      // nil: not open yet
+	port   atomic.Uint32 // 0: not open yet
+	seq    uint32
+	closed bool
 }
 
 const (
-	answerTime  = 20 * time.Second // the kernel answers within the call that asks; longer is a lost answer
-	bufferSize  = 1 << 20          // answers that wait to be read
-	largestSkb  = 64 << 10         // of the answers to what this package asks
-	headerSize  = unix.SizeofNlMsghdr
-	dumpRetries = 50
+	answerTime   = 20 * time.Second // the kernel answers within the call that asks; longer is a lost answer
+	bufferSize   = 1 << 20          // answers that wait to be read
+	largestSkb   = 64 << 10         // of the answers to what this package asks
+	largestEvent = 16 << 10         // of what happens
+	headerSize   = unix.SizeofNlMsghdr
+	dumpRetries  = 50
 )
 
+func newBuffers() *sync.Pool {
+	return &sync.Pool{New: func() any { b := make([]byte, largestSkb); return &b }}
+}
+
+// netlinkSocket makes a socket in the Kernel's network namespace, of a protocol and in groups.
+func (k *Kernel) netlinkSocket(protocol int, groups ...int) *socket {
+	return &socket{buffers: k.buffers, open: func() (file *os.File, err error) {
+		err = k.inside(func() error {
+			file, err = dial(protocol, groups...)
+			return err
+		})
+		return file, err
+	}}
+}
+
 // dial opens a netlink socket in the calling thread's network namespace and joins groups.
-func dial(protocol int, groups ...int) (*socket, error) {
+func dial(protocol int, groups ...int) (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}
-	s := &socket{file: os.NewFile(uintptr(fd), "netlink"), buf: make([]byte, largestSkb)}
-	if err := s.setUp(fd, groups); err != nil {
-		s.file.Close()
+	if err := setUp(fd, groups); err != nil {
+		unix.Close(fd)
 		return nil, fmt.Errorf("open netlink socket: %w", err)
 	}
-	return s, nil
+	return os.NewFile(uintptr(fd), "netlink"), nil
 }
 
-func (s *socket) setUp(fd int, groups []int) error {
+func setUp(fd int, groups []int) error {
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return err
 	}
-	name, err := unix.Getsockname(fd)
-	if err != nil {
-		return err
-	}
-	s.port = name.(*unix.SockaddrNetlink).Pid
 	for _, option := range []int{unix.NETLINK_EXT_ACK, unix.NETLINK_CAP_ACK, unix.NETLINK_GET_STRICT_CHK} {
 		if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, option, 1); err != nil {
 			return err
@@ -94,7 +110,98 @@ func setBuffer(fd, option, force, size int) {
 	}
 }
 
-func (s *socket) Close() error { return s.file.Close() }
+// dial opens the socket if it is not open.
+func (s *socket) dial() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dialLocked()
+}
+
+func (s *socket) dialLocked() error {
+	if s.closed {
+		return fmt.Errorf("netlink socket: %w", os.ErrClosed)
+	}
+	if s.file != nil {
+		return nil
+	}
+	file, err := s.open()
+	if err != nil {
+		return err
+	}
+	raw, err := file.SyscallConn()
+	if err == nil {
+		var name unix.Sockaddr
+		var failure error
+		err = raw.Control(func(fd uintptr) { name, failure = unix.Getsockname(int(fd)) })
+		if err = errors.Join(err, failure); err == nil {
+			s.port.Store(name.(*unix.SockaddrNetlink).Pid)
+		}
+	}
+	if err != nil {
+		return errors.Join(err, file.Close())
+	}
+	s.file = file
+	return nil
+}
+
+// Close closes the socket for good, once an exchange that is under way has ended.
+func (s *socket) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	if s.file == nil {
+		return nil
+	}
+	file := s.file
+	s.file = nil
+	return file.Close()
+}
+
+// receive has used what has arrived at a netlink socket, once something has: as many datagrams as
+// there are. The error may come after some of them.
+func (k *Kernel) receive(file *os.File, use func([]byte)) error {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	buf := k.buffers.Get().(*[]byte)
+	defer k.buffers.Put(buf)
+	var got int
+	var failure error
+	err = raw.Read(func(fd uintptr) bool {
+		failure = nil
+		for len(*buf)-got >= largestEvent && failure == nil {
+			var n int
+			if n, failure = unix.Read(int(fd), (*buf)[got:]); failure == nil {
+				got += aligned(n)
+			}
+		}
+		return got > 0 || !errors.Is(failure, unix.EAGAIN)
+	})
+	use((*buf)[:got])
+	if failure != nil && !errors.Is(failure, unix.EAGAIN) && !errors.Is(failure, unix.EINTR) {
+		err = errors.Join(err, failure)
+	}
+	return err
+}
+
+// backlog is how many bytes wait to be read from a netlink socket.
+func backlog(file *os.File) (n int, err error) {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	const memInfo, allocated = 55, 0 // SO_MEMINFO, SK_MEMINFO_RMEM_ALLOC
+	var info [16]uint32
+	err = errors.Join(raw.Control(func(fd uintptr) {
+		size := uint32(len(info) * 4)
+		if _, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, memInfo,
+			uintptr(unsafe.Pointer(&info)), uintptr(unsafe.Pointer(&size)), 0); errno != 0 {
+			err = errno
+		}
+	}), err)
+	return int(info[allocated]), err
+}
 
 // exchange sends requests as one write, so that the kernel carries them out one after the other
 // before anything can interrupt this process, and collects the answers. The error is the
@@ -105,6 +212,11 @@ func (s *socket) exchange(ctx context.Context, requests ...message) ([]reply, er
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.dialLocked(); err != nil {
+		return nil, err
+	}
+	buf := s.buffers.Get().(*[]byte)
+	defer s.buffers.Put(buf)
 	first := s.seq + 1
 	s.seq += uint32(len(requests))
 	var out []byte
@@ -123,11 +235,11 @@ func (s *socket) exchange(ctx context.Context, requests ...message) ([]reply, er
 		return nil, err
 	}
 	for waiting > 0 {
-		n, err := s.file.Read(s.buf)
+		n, err := s.file.Read(*buf)
 		if err != nil {
 			return nil, fmt.Errorf("read netlink answer: %w", err)
 		}
-		for h, body := range messages(s.buf[:n]) {
+		for h, body := range messages((*buf)[:n]) {
 			i := int(h.Seq - first)
 			if i < 0 || i >= len(requests) {
 				continue // an answer to a request given up earlier

@@ -137,8 +137,20 @@ func (k *Kernel) dumpElements(ctx context.Context, family nft.Family, table, set
 		str(unix.NFTA_SET_ELEM_LIST_TABLE, table).
 		str(unix.NFTA_SET_ELEM_LIST_SET, set))
 	bodies, err := k.nft.dump(ctx, m.kind, m.body)
-	if errors.Is(err, unix.ENOENT) {
-		return nil, nil
+	// A set that is not there may have been made anew under way, with its table.
+	for retries := 0; errors.Is(err, unix.ENOENT); retries++ {
+		before, failure := k.generation(ctx)
+		if failure != nil {
+			return nil, failure
+		}
+		bodies, err = k.nft.dump(ctx, m.kind, m.body)
+		after, failure := k.generation(ctx)
+		if failure != nil {
+			return nil, failure
+		}
+		if errors.Is(err, unix.ENOENT) && (before == after || retries == dumpRetries) {
+			return nil, nil
+		}
 	}
 	var out []attrs
 	for _, body := range bodies {

@@ -175,6 +175,23 @@ func TestElements(t *testing.T) {
 	}
 }
 
+// TestFullSet: what does not fit into a set is named, and what there is stays.
+func TestFullSet(t *testing.T) {
+	inNamespace(t)
+	k := open(t, kernel.Config{Tables: tables()})
+	inet := plan.Table{Table: inetTable()}
+	one := func(i int) plan.Object { return plan.Element{Set: few, Elem: fmt.Sprint("192.0.2.", i)} }
+	do(t, k, add(inet, one(1), one(2), one(3))...)
+	err := k.Do(t.Context(), add(one(4)))
+	if err == nil || !strings.Contains(err.Error(), "192.0.2.4") || !strings.Contains(err.Error(), "set few has room for 3 elements, and is full") {
+		t.Errorf("error %v, want one that names the element and the set", err)
+	}
+	holds(t, k, one(1), one(2), one(3))
+	do(t, k, remove(one(1))...)
+	do(t, k, add(one(4))...)
+	holds(t, k, one(2), one(3), one(4))
+}
+
 func TestElementsAsText(t *testing.T) {
 	inNamespace(t)
 	k := open(t, kernel.Config{Tables: tables()})

@@ -20,9 +20,9 @@ import (
 const routeProtocol = 100
 
 // routeBody is struct rtmsg and attributes.
-func routeBody(family byte, bits int, scope byte, a attrs) []byte {
+func routeBody(family byte, bits int, scope byte, flags uint32, a attrs) []byte {
 	b := []byte{family, byte(bits), 0, 0, unix.RT_TABLE_MAIN, routeProtocol, scope, unix.RTN_UNICAST}
-	return append(append(b, native32(0)...), a...)
+	return append(append(b, native32(flags)...), a...)
 }
 
 func routeFamily(a netip.Addr) byte { return byte(familyOf(a)) }
@@ -45,17 +45,18 @@ func (k *Kernel) putRoute(ctx context.Context, r plan.Route) error {
 	if there && r.Same(old) {
 		return nil
 	}
-	scope := byte(unix.RT_SCOPE_LINK)
+	scope, flags := byte(unix.RT_SCOPE_LINK), uint32(0)
 	a := attrs{}.put(unix.RTA_DST, r.Prefix.Addr().AsSlice()).u32(unix.RTA_OIF, uint32(l.index))
 	if r.Via.IsValid() {
-		scope = unix.RT_SCOPE_UNIVERSE
+		// The router is on the link, whether or not the host has an address of its subnet.
+		scope, flags = unix.RT_SCOPE_UNIVERSE, unix.RTNH_F_ONLINK
 		a = a.put(unix.RTA_GATEWAY, r.Via.AsSlice())
 	}
 	if r.Source.IsValid() {
 		a = a.put(unix.RTA_PREFSRC, r.Source.AsSlice())
 	}
 	add := message{kind: unix.RTM_NEWROUTE, flags: unix.NLM_F_ACK | unix.NLM_F_CREATE | unix.NLM_F_EXCL,
-		body: routeBody(routeFamily(r.Prefix.Addr()), r.Prefix.Bits(), scope, a)}
+		body: routeBody(routeFamily(r.Prefix.Addr()), r.Prefix.Bits(), scope, flags, a)}
 	requests := []message{add}
 	if there {
 		requests = []message{withoutRoute(l.index, r.Prefix), add}
@@ -86,7 +87,7 @@ func (k *Kernel) deleteRoute(ctx context.Context, r plan.Route) error {
 
 // withoutRoute removes a route of our protocol, whatever its router and source are.
 func withoutRoute(link int32, p netip.Prefix) message {
-	return message{kind: unix.RTM_DELROUTE, flags: unix.NLM_F_ACK, body: routeBody(routeFamily(p.Addr()), p.Bits(), unix.RT_SCOPE_NOWHERE,
+	return message{kind: unix.RTM_DELROUTE, flags: unix.NLM_F_ACK, body: routeBody(routeFamily(p.Addr()), p.Bits(), unix.RT_SCOPE_NOWHERE, 0,
 		attrs{}.put(unix.RTA_DST, p.Addr().AsSlice()).u32(unix.RTA_OIF, uint32(link)))}
 }
 
@@ -98,7 +99,7 @@ type ourRoute struct {
 
 // ourRoutes lists the routes of ours of one family.
 func (k *Kernel) ourRoutes(ctx context.Context, family byte) ([]ourRoute, error) {
-	body := routeBody(family, 0, 0, nil)
+	body := routeBody(family, 0, 0, 0, nil)
 	body[7] = 0 // of any type; the kernel refuses to filter by some
 	bodies, err := k.route.dump(ctx, unix.RTM_GETROUTE, body)
 	if errors.Is(err, unix.ENOENT) { // a table that has never had a route

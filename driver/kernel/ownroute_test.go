@@ -47,7 +47,7 @@ func TestHostRoutes(t *testing.T) {
 	}
 	for prefix, want := range map[string]string{
 		"198.18.1.2":    "198.18.1.2 dev eth0 proto 100 scope link",
-		"198.18.2.0/24": "198.18.2.0/24 via 198.18.0.9 dev eth0 proto 100 src 198.18.0.1",
+		"198.18.2.0/24": "198.18.2.0/24 via 198.18.0.9 dev eth0 proto 100 src 198.18.0.1 onlink",
 	} {
 		if got := run(t, "ip", "route", "show", prefix); strings.TrimSpace(got) != want {
 			t.Errorf("%q, not %q", got, want)

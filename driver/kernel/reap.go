@@ -117,9 +117,16 @@ func (k *Kernel) condemn(ctx context.Context) (dying []*link, alone bool, err er
 }
 
 // Flush carries out now what is otherwise done behind the answers: it deletes the links that Do
-// has removed and forgets connections to ports that are no longer published.
+// has removed, in namespaces of ours too, and forgets connections to ports that are no longer
+// published.
 func (k *Kernel) Flush(ctx context.Context) error {
-	return errors.Join(k.reap(ctx), k.forgetFlows(ctx))
+	children, leave := k.all()
+	defer leave()
+	var err error
+	for _, child := range children {
+		err = errors.Join(err, child.reap(ctx))
+	}
+	return errors.Join(err, k.reap(ctx), k.forgetFlows(ctx))
 }
 
 // A worker does something in the background, as often as needed and no more often. It holds one
@@ -178,8 +185,16 @@ func pause(ctx context.Context, d time.Duration) {
 // deleteObject removes an object of ours; one that is not there is fine.
 func (k *Kernel) deleteObject(ctx context.Context, o plan.Object) error {
 	switch o := o.(type) {
+	case plan.Namespace:
+		return k.deleteNamespace(ctx, o)
 	case plan.Bridge:
 		return k.doom(ctx, o.Name)
+	case plan.VXLAN:
+		return k.doom(ctx, o.Name)
+	case plan.Transit:
+		return k.doom(ctx, o.Name)
+	case plan.Shortcut:
+		return k.deleteShortcut(ctx, o)
 	case plan.Switch:
 		return k.deleteSwitch(ctx, o)
 	case plan.Veth:

@@ -79,11 +79,13 @@ func (k *Kernel) deleteSwitch(ctx context.Context, s plan.Switch) error {
 	}
 	k.believed.expect(s.Name, "")
 	if uplink == nil {
+		k.endShortcuts(s.Name, s.Uplink)
 		if err := k.dropAddresses(ctx, bridge); err != nil {
 			return err
 		}
 		return k.doomSwitch(ctx, bridge)
 	}
+	k.endShortcuts(s.Name, uplink.name)
 	if !uplink.up || !bridge.up { // no route goes through a link that is down
 		if err := k.change(ctx, nil, upLink(uplink), upLink(bridge)); err != nil {
 			return err

@@ -126,6 +126,10 @@ func addAddresses(addresses, there []hostAddress, from, to *link) []message {
 		// What was found to be nobody else's need not be proved again, which takes a second. The mark
 		// for it stays on the address: it is taken off afterwards.
 		proved := flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0
+		if now >= 0 && proved && there[now].flags()&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == unix.IFA_F_TENTATIVE {
+			out = append(out, removeAddresses(there[now:now+1])...) // the kernel has made it anew, and is proving it
+			now = -1
+		}
 		if now < 0 {
 			if proved {
 				flags |= unix.IFA_F_NODAD

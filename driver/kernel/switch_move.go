@@ -16,12 +16,15 @@ import (
 const moves = 5
 
 // move takes everything that the host has on a link to another: addresses, neighbours, next hops and
-// routes. At
-// every moment each address is on one of them or on both, and each destination has a route. The turn,
-// by which packets begin to come in by the other link, is made with that of the routes.
+// routes. At every moment each address is on one of them or on both, and each destination has a route.
+// The turn, by which packets begin to come in by the other link, is made with that of the routes.
 func (k *Kernel) move(ctx context.Context, from, to *link, turn ...message) error {
-	for range moves {
-		if err := k.moveAll(ctx, from, to, turn); err != nil {
+	for try := range moves {
+		err := k.moveAll(ctx, from, to, turn)
+		if errors.Is(err, unix.EEXIST) && try < moves-1 {
+			continue // the kernel, too, has just given the link an address
+		}
+		if err != nil {
 			return fmt.Errorf("move the host's addresses and routes from %s to %s: %w", from.name, to.name, err)
 		}
 		left, err := k.hostAddresses(ctx, from)
@@ -48,7 +51,8 @@ func (k *Kernel) moveAll(ctx context.Context, from, to *link, turn []message) er
 	if err != nil {
 		return err
 	}
-	if err := k.change(ctx, nil, addAddresses(addresses, there, from, to)...); err != nil {
+	removed := func(err error) bool { return errors.Is(err, unix.EADDRNOTAVAIL) }
+	if err := k.change(ctx, removed, addAddresses(addresses, there, from, to)...); err != nil {
 		return err
 	}
 	if err := k.awaitLocal(ctx, from, to); err != nil {
@@ -195,9 +199,9 @@ func setGenMode(l *link, mode int) message {
 			nest(unix.AF_INET6, attrs{}.u8(unix.IFLA_INET6_ADDR_GEN_MODE, uint8(mode)))))}
 }
 
-// leftBehind reports whether an uplink still has what should be its switch's.
+// leftBehind reports whether an uplink still has what should be its switch's, or another MAC or MTU.
 func (k *Kernel) leftBehind(ctx context.Context, uplink, bridge *link) (bool, error) {
-	if uplink.mac != bridge.mac {
+	if uplink.mac != bridge.mac || uplink.mtu != bridge.mtu {
 		return true, nil
 	}
 	addresses, err := k.hostAddresses(ctx, uplink)

@@ -94,7 +94,7 @@ func (a advertised) request(kind uint16, l *link, metric uint32) message {
 		body[rtmProtocol] = 0 // any
 	}
 	list := attrs{}.put(unix.RTA_GATEWAY, a.router.AsSlice()).u32(unix.RTA_OIF, uint32(l.index)).u32(unix.RTA_PRIORITY, metric)
-	m := message{kind: kind, flags: unix.NLM_F_ACK, about: fmt.Sprintf("default route by %s out of %s", a.router, l.name)}
+	m := message{kind: kind, flags: unix.NLM_F_ACK, about: fmt.Sprintf("default route by %s out of %s", a.router, l.name), body: body}
 	if kind == unix.RTM_NEWROUTE {
 		m.flags |= unix.NLM_F_CREATE
 		list = list.u8(unix.RTA_PREF, uint8(a.flags&rtfPref>>27))
@@ -102,7 +102,7 @@ func (a advertised) request(kind uint16, l *link, metric uint32) message {
 			list = list.u32(unix.RTA_EXPIRES, max(a.expires/ticks, 1))
 		}
 	}
-	m.body = append(body, list...)
+	m.body = append(m.body, list...)
 	return m
 }
 

@@ -394,21 +394,6 @@ func TestSwitchDies(t *testing.T) {
 	}
 }
 
-// TestMain is a process that makes and deletes a switch until it is killed, if the environment says so.
-func TestMain(m *testing.M) {
-	if os.Getenv(restless) == "" {
-		os.Exit(m.Run())
-	}
-	k, err := kernel.New(kernel.Config{})
-	for err == nil {
-		err = k.Do(context.Background(), append(add(external("eth1")), remove(external("eth1"))...))
-	}
-	fmt.Fprintln(os.Stderr, err)
-	os.Exit(1)
-}
-
-const restless = "DOCKWAY_TEST_RESTLESS"
-
 // TestSwitchKilled kills a process at any time.
 func TestSwitchKilled(t *testing.T) {
 	l := newHost(t)
@@ -416,7 +401,7 @@ func TestSwitchKilled(t *testing.T) {
 	before, moving := hostState(t), movable(t, "eth1")
 	for round := range 30 {
 		child := exec.Command("/proc/self/exe")
-		child.Env = append(os.Environ(), restless+"=1")
+		child.Env = append(os.Environ(), restless+"="+restlessSwitch)
 		var output bytes.Buffer
 		child.Stderr = &output
 		if err := child.Start(); err != nil { // in the test's namespace, as its thread is
@@ -730,10 +715,14 @@ func TestVanishingUplink(t *testing.T) {
 	l.answers(t, "198.18.0.2")
 	calm(ticks)
 
-	// It comes back and the network goes: the host gets everything back on it.
+	// It comes back and the network goes: the host gets everything back on it, also while the kernel takes
+	// its time to prove an address that is proved on the switch.
 	commands(t, "ip link del eth1")
 	l.plug(t)
-	commands(t, "ip link set eth1 up")
+	run(t, "sh", "-c", "echo 9 > /proc/sys/net/ipv6/conf/eth1/dad_transmits; ip link set eth1 up")
+	eventually(t, "the kernel to give the uplink an address", func() bool {
+		return strings.Contains(run(t, "ip", "addr", "show", "dev", "eth1", "tentative"), "fe80:")
+	})
 	do(t, k, remove(v)...)
 	do(t, k, plan.Diff(observeAll(t, k), plan.State{})...)
 	flush(t, k)
@@ -749,6 +738,56 @@ func TestVanishingUplink(t *testing.T) {
 	flush(t, k)
 	if exists(t, "dwx1") {
 		t.Error("a switch without its uplink is still there")
+	}
+}
+
+// TestUplinkMTU: a switch follows the MTU of its uplink. The host would send more than the uplink carries,
+// and the switch drop it without a word; or never use what it does carry.
+func TestUplinkMTU(t *testing.T) {
+	l := newHost(t)
+	k := open(t, kernel.Config{})
+	before := hostState(t)
+	s, v := external("eth1"), veth(1, "dwx1")
+	v.MTU = 1300 // a port with less changes nothing
+	do(t, k, add(s, v)...)
+	observeAll(t, k)
+	ticks, err := k.Watch(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	moved := movable(t, "dwx1")
+	for _, change := range []struct{ link, to, want string }{{"eth1", "1450", "1450"}, {"eth1", "9000", "9000"}, {"dwx1", "1450", "9000"}, {"eth1", "1500", "1500"}} {
+		what := change.link + " with MTU " + change.to
+		run(t, "ip", "link", "set", change.link, "mtu", change.to)
+		hears(t, ticks, what)
+		if got := observe(t, k, s)[s.Key()].(plan.Switch); got.Moved {
+			t.Errorf("%s: all moved: %s", what, got)
+		}
+		do(t, k, plan.Diff(observe(t, k, s), plan.Of(s))...)
+		holds(t, k, s, v)
+		if got := run(t, "ip", "link", "show", "dwx1"); !strings.Contains(got, "mtu "+change.want+" ") {
+			t.Errorf("%s: the switch lacks MTU %s: %s", what, change.want, got)
+		}
+		calm(ticks)
+	}
+	same(t, "not all is there after changes of the MTU", moved, movable(t, "dwx1"))
+	l.answers(t, "198.18.0.2")
+	do(t, k, remove(v, s)...)
+	flush(t, k)
+	same(t, "not as it was", before, hostState(t))
+}
+
+// TestMoveMeetsAddress: an address that comes up on the link that it is just moved to is taken as moved.
+func TestMoveMeetsAddress(t *testing.T) {
+	newHost(t)
+	k := open(t, kernel.Config{})
+	s := external("eth1")
+	do(t, k, add(s)...)
+	k.BeforeChange(func() { commands(t, "ip addr add 198.18.0.2/24 dev eth1") })
+	do(t, k, remove(s)...)
+	flush(t, k)
+	if got := run(t, "ip", "addr", "show", "dev", "eth1"); strings.Count(got, "198.18.0.2/24") != 1 || exists(t, "dwx1") {
+		t.Errorf("the host did not get its address back: %s", got)
 	}
 }
 

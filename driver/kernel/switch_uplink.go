@@ -21,11 +21,16 @@ func (k *Kernel) Uplink(ctx context.Context, name string) (plan.Uplink, error) {
 	if err := l.checkUplink(name); err != nil {
 		return plan.Uplink{}, err
 	}
-	addresses, err := k.hostAddresses(ctx, l)
+	u := plan.Uplink{Name: name, MAC: l.mac, MTU: l.mtu, Bridge: l.kind == kindBridge}
+	u.Switch = master != nil && master.ours() && isSwitch(master.name)
+	holder := l
+	if u.Switch {
+		holder = master
+	}
+	addresses, err := k.hostAddresses(ctx, holder)
 	if err != nil {
 		return plan.Uplink{}, err
 	}
-	u := plan.Uplink{Name: name, MAC: l.mac, MTU: l.mtu, Bridge: l.kind == kindBridge}
 	for _, a := range addresses {
 		if !a.linkLocal() {
 			u.Addresses = append(u.Addresses, a.prefix())
@@ -33,8 +38,7 @@ func (k *Kernel) Uplink(ctx context.Context, name string) (plan.Uplink, error) {
 	}
 	switch {
 	case l.master == 0:
-	case master != nil && master.ours() && isSwitch(master.name):
-		u.Switch = true
+	case u.Switch:
 		return u, nil // up or not: it is the switch's
 	default:
 		return plan.Uplink{}, l.portOf(master)

@@ -333,6 +333,10 @@ func container(t testing.TB, bridge string, n int) *place {
 	here(t, fmt.Sprintf("ip link add %s type veth peer name eth0 netns %s", port, p.path),
 		fmt.Sprintf("ip link set %s master %s addrgenmode none up", port, bridge))
 	p.run(t, "ip link set eth0 addrgenmode none up")
+	eventually(t, "all ports of "+bridge+" forward", func() bool {
+		ports := run(t, "bridge", "link", "show")
+		return strings.Count(ports, "master "+bridge+" ") == strings.Count(ports, "master "+bridge+" state forwarding ")
+	})
 	return p
 }
 

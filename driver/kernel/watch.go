@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -19,33 +20,60 @@ import (
 // Watch ticks when the kernel no longer holds what ObserveAll last saw and Do last did: a link, an
 // address, a route or a VLAN of ours was changed, rules or elements were, Docker's chain was, other
 // links carry the default routes, the uplink of a switch left it, came back, or has addresses of its
-// own, or a neighbour that was asked for has another MAC. What this Kernel does itself does not tick. Ticks that are not read become one.
+// own, or a neighbour that was asked for has another MAC. In a namespace of ours, also one that is
+// made later, an FDB or neighbour entry that was changed ticks too. What this Kernel does itself does
+// not tick. Ticks that are not read become one.
 // Events that were lost tick too. The channel is closed when ctx ends or the Kernel is closed.
 //
 // Sysctls send no events.
 func (k *Kernel) Watch(ctx context.Context) (<-chan struct{}, error) {
-	w := &watcher{k: k, events: make(chan event), ticks: make(chan struct{}, 1), names: map[int32]string{}, ports: map[int32]string{}}
-	var err error
-	if w.uplinks, err = k.Uplinks(ctx); err != nil {
-		return nil, err
-	}
 	ctx, cancel := context.WithCancel(ctx)
 	context.AfterFunc(k.life, cancel)
-	for _, source := range []eventSource{
-		{unix.NETLINK_ROUTE, []int{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_TC, unix.RTNLGRP_NEIGH}, routeEvent},
-		{unix.NETLINK_NETFILTER, []int{unix.NFNLGRP_NFTABLES}, k.nftEvent},
-	} {
-		s, err := k.subscribe(source)
-		if err != nil {
-			cancel()
-			return nil, fmt.Errorf("watch: %w", err)
-		}
-		k.running.Go(func() { w.read(ctx, source, s) })
+	w, err := k.newWatcher(ctx)
+	if err == nil {
+		err = k.watchWithin(ctx, w)
 	}
-	all, err := k.listLinks(ctx)
 	if err != nil {
 		cancel()
 		return nil, fmt.Errorf("watch: %w", err)
+	}
+	ticks := make(chan struct{}, 1)
+	k.running.Go(func() {
+		defer cancel()
+		defer close(ticks)
+		defer k.unwatchWithin(w)
+		w.collect(ctx, func() {
+			select {
+			case ticks <- struct{}{}:
+			default:
+			}
+		})
+	})
+	return ticks, nil
+}
+
+// newWatcher begins to read events.
+func (k *Kernel) newWatcher(ctx context.Context) (*watcher, error) {
+	w := &watcher{k: k, events: make(chan event), names: map[int32]string{}, ports: map[int32]string{}}
+	if k.parent == nil {
+		var err error
+		if w.uplinks, err = k.Uplinks(ctx); err != nil {
+			return nil, err
+		}
+	}
+	for _, source := range []eventSource{
+		{unix.NETLINK_ROUTE, []int{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_TC, unix.RTNLGRP_NEIGH}, k.routeEvent},
+		{unix.NETLINK_NETFILTER, []int{unix.NFNLGRP_NFTABLES}, k.nftEvent},
+	} {
+		file, err := k.subscribe(source)
+		if err != nil {
+			return nil, err
+		}
+		k.running.Go(func() { w.read(ctx, source, file) })
+	}
+	all, err := k.listLinks(ctx)
+	if err != nil {
+		return nil, err
 	}
 	for _, l := range all {
 		w.names[l.index] = l.name
@@ -55,12 +83,49 @@ func (k *Kernel) Watch(ctx context.Context) (<-chan struct{}, error) {
 			w.ports[l.index] = on
 		}
 	}
+	return w, nil
+}
+
+// watchWithin has a watcher hear of all namespaces of ours too.
+func (k *Kernel) watchWithin(ctx context.Context, w *watcher) error {
+	if err := k.openAll(); err != nil {
+		return err
+	}
+	k.children.Lock()
+	defer k.children.Unlock()
+	if k.children.watches == nil {
+		k.children.watches = map[*watcher]context.Context{}
+	}
+	k.children.watches[w] = ctx
+	for _, child := range k.children.byName {
+		if err := child.watchFor(ctx, w); err != nil {
+			delete(k.children.watches, w)
+			return err
+		}
+	}
+	return nil
+}
+
+func (k *Kernel) unwatchWithin(w *watcher) {
+	k.children.Lock()
+	defer k.children.Unlock()
+	delete(k.children.watches, w)
+}
+
+// watchFor passes on to a watcher of the host what ticks in this namespace, until ctx ends.
+func (k *Kernel) watchFor(ctx context.Context, of *watcher) error {
+	ctx, cancel := context.WithCancel(ctx)
+	context.AfterFunc(k.life, cancel)
+	w, err := k.newWatcher(ctx)
+	if err != nil {
+		cancel()
+		return fmt.Errorf("watch network namespace %s: %w", k.name, err)
+	}
 	k.running.Go(func() {
 		defer cancel()
-		defer close(w.ticks)
-		w.collect(ctx)
+		w.collect(ctx, func() { of.pass(ctx, event{changed: true}) })
 	})
-	return w.ticks, nil
+	return nil
 }
 
 // settleTime is how long after a first event others are waited for.
@@ -72,7 +137,8 @@ type event struct {
 	deleted bool
 	prefix  netip.Prefix // of a route that has changed
 	near    nearby       // has changed
-	rules   bool         // something of nftables that matters
+	entry   entryAt      // is not as it should be, or was not
+	changed bool         // something that matters
 	lost    bool         // events were lost
 }
 
@@ -82,63 +148,67 @@ type eventSource struct {
 	parse    func(h unix.NlMsghdr, body []byte) (event, bool)
 }
 
-func (k *Kernel) subscribe(source eventSource) (s *socket, err error) {
+func (k *Kernel) subscribe(source eventSource) (file *os.File, err error) {
 	err = k.inside(func() error {
-		s, err = dial(source.protocol, source.groups...)
+		file, err = dial(source.protocol, source.groups...)
 		return err
 	})
-	return s, err
+	return file, err
 }
 
 // A watcher turns events into ticks.
 type watcher struct {
 	k       *Kernel
 	events  chan event
-	ticks   chan struct{}
 	names   map[int32]string // of links
 	ports   map[int32]string // on which switch a link of the host's is
 	uplinks []string
 }
 
-// read passes events on until the context ends. A socket that fails is replaced.
-func (w *watcher) read(ctx context.Context, source eventSource, s *socket) {
-	pass := func(e event) {
-		select {
-		case w.events <- e:
-		case <-ctx.Done():
-		}
+func (w *watcher) pass(ctx context.Context, e event) {
+	select {
+	case w.events <- e:
+	case <-ctx.Done():
 	}
-	stop := context.AfterFunc(ctx, func() { s.Close() })
+}
+
+// read passes events on until the context ends. A socket that fails is replaced.
+func (w *watcher) read(ctx context.Context, source eventSource, file *os.File) {
+	w.k.hearers.add(file)
+	defer func() { w.k.hearers.remove(file) }()
+	stop := context.AfterFunc(ctx, func() { file.Close() })
 	for ctx.Err() == nil {
-		n, err := s.file.Read(s.buf)
-		switch {
-		case err == nil:
-			for h, body := range messages(s.buf[:n]) {
+		err := w.k.receive(file, func(b []byte) {
+			for h, body := range messages(b) {
 				if e, ok := source.parse(h, body); ok {
-					pass(e)
+					w.pass(ctx, e)
 				}
 			}
-		case ctx.Err() != nil:
+		})
+		switch {
+		case err == nil, ctx.Err() != nil:
 		case errors.Is(err, unix.ENOBUFS):
-			pass(event{lost: true})
+			w.pass(ctx, event{lost: true})
 		default:
 			w.k.log.WithError(err).Warn("netlink events cannot be read; opening the socket anew")
 			stop()
-			s.Close()
+			file.Close()
 			pause(ctx, retryTime)
 			if again, err := w.k.subscribe(source); err == nil {
-				s = again
+				w.k.hearers.remove(file)
+				w.k.hearers.add(again)
+				file = again
 			}
-			stop = context.AfterFunc(ctx, func() { s.Close() })
-			pass(event{lost: true})
+			stop = context.AfterFunc(ctx, func() { file.Close() })
+			w.pass(ctx, event{lost: true})
 		}
 	}
 	stop()
-	s.Close()
+	file.Close()
 }
 
 // routeEvent reads rtnetlink(7) events.
-func routeEvent(h unix.NlMsghdr, body []byte) (event, bool) {
+func (k *Kernel) routeEvent(h unix.NlMsghdr, body []byte) (event, bool) {
 	switch h.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		l := parseLink(body)
@@ -153,8 +223,7 @@ func routeEvent(h unix.NlMsghdr, body []byte) (event, bool) {
 		index, ok := tcLink(body)
 		return event{link: &link{index: index}}, ok
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		near, ok := parseNeighbour(body)
-		return event{near: near}, ok
+		return k.neighbourEvent(h.Type == unix.RTM_DELNEIGH, body)
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		prefix, ok := routePrefix(body)
 		return event{prefix: prefix}, ok
@@ -162,10 +231,22 @@ func routeEvent(h unix.NlMsghdr, body []byte) (event, bool) {
 	return event{}, false
 }
 
+// neighbourEvent reads events of FDB and neighbour entries. As there may be very many after changes
+// of our own, those that are as believed go no further.
+func (k *Kernel) neighbourEvent(deleted bool, body []byte) (e event, ok bool) {
+	if k.parent == nil && body[0] != unix.AF_BRIDGE { // nobody asks for neighbours in a namespace of ours
+		e.near, ok = parseNeighbour(body)
+	}
+	if h, parsed := parseHalf(body); parsed && !k.believed.explains(h, deleted) {
+		e.entry, ok = entryAt{h.link, h.key}, true
+	}
+	return e, ok
+}
+
 // nftEvent reads events of nf_tables: those about tables of ours that are not our own doing, and
 // those about Docker's chain. The attributes of every kind of message begin with the table's name.
 func (k *Kernel) nftEvent(h unix.NlMsghdr, body []byte) (event, bool) {
-	if len(body) < nfgenSize || h.Pid == k.nft.port {
+	if port := k.nft.port.Load(); len(body) < nfgenSize || port != 0 && h.Pid == port {
 		return event{}, false
 	}
 	family, body := body[0], body[nfgenSize:]
@@ -181,26 +262,26 @@ func (k *Kernel) nftEvent(h unix.NlMsghdr, body []byte) (event, bool) {
 		}
 		if kind == unix.NFT_MSG_NEWSETELEM || kind == unix.NFT_MSG_DELSETELEM {
 			s := k.sets[string(t.Family)+" "+name(unix.NFTA_SET_ELEM_LIST_SET)]
-			return event{rules: true}, s.Set == nil || !s.Dynamic
+			return event{changed: true}, s.Set == nil || !s.Dynamic
 		}
-		return event{rules: true}, true
+		return event{changed: true}, true
 	}
 	if table != filterTable || family != unix.NFPROTO_IPV4 && family != unix.NFPROTO_IPV6 {
 		return event{}, false
 	}
 	switch kind {
 	case unix.NFT_MSG_DELTABLE:
-		return event{rules: true}, true
+		return event{changed: true}, true
 	case unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_DELCHAIN:
-		return event{rules: true}, name(unix.NFTA_CHAIN_NAME) == dockerUser
+		return event{changed: true}, name(unix.NFTA_CHAIN_NAME) == dockerUser
 	case unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE:
-		return event{rules: true}, name(unix.NFTA_RULE_CHAIN) == dockerUser
+		return event{changed: true}, name(unix.NFTA_RULE_CHAIN) == dockerUser
 	}
 	return event{}, false
 }
 
 // collect gathers events that come together, looks at what they are about, and ticks.
-func (w *watcher) collect(ctx context.Context) {
+func (w *watcher) collect(ctx context.Context, tick func()) {
 	for {
 		var d dirt
 		select {
@@ -225,31 +306,39 @@ func (w *watcher) collect(ctx context.Context) {
 			}
 		}
 		if w.matters(ctx, d) {
-			select {
-			case w.ticks <- struct{}{}:
-			default:
-			}
+			tick()
 		}
 	}
 }
 
 // dirt is what has to be looked at.
 type dirt struct {
-	links  []string // and prefixes of routes
-	routes bool
-	tick   bool // nothing has to be looked at: it matters
+	links   []string // and prefixes of routes
+	entries map[entryAt]bool
+	ends    []string // of pairs that lead here from the host
+	routes  bool
+	tick    bool // nothing has to be looked at: it matters
 }
 
-func (d dirt) clean() bool { return len(d.links) == 0 && !d.routes && !d.tick }
+func (d dirt) clean() bool {
+	return len(d.links) == 0 && len(d.entries) == 0 && len(d.ends) == 0 && !d.routes && !d.tick
+}
 
 func (w *watcher) note(d *dirt, e event) {
+	if e.entry.link != 0 {
+		if d.entries == nil {
+			d.entries = map[entryAt]bool{}
+		}
+		d.entries[e.entry] = true
+	}
 	switch {
-	case e.rules, e.lost:
+	case e.changed, e.lost:
 		d.tick = true
 	case e.near.address.IsValid():
 		d.tick = d.tick || w.k.asked.news(e.near)
+	case e.entry.link != 0:
 	case e.prefix.IsValid():
-		d.routes = d.routes || e.prefix.Bits() == 0
+		d.routes = d.routes || e.prefix.Bits() == 0 && w.k.parent == nil
 		if w.k.believed.about(e.prefix.String()) {
 			d.links = append(d.links, e.prefix.String())
 		}
@@ -259,6 +348,9 @@ func (w *watcher) note(d *dirt, e event) {
 		for _, name := range []string{w.names[e.link.index], e.link.name} {
 			if w.k.believed.about(name) {
 				d.links = append(d.links, name)
+			}
+			if w.k.parent != nil && isTransit(name) {
+				d.ends = append(d.ends, endName(w.k.name, name))
 			}
 		}
 		if e.link.ours() {
@@ -307,7 +399,13 @@ func (w *watcher) matters(ctx context.Context, d dirt) bool {
 			return true
 		}
 	}
-	return false
+	slices.Sort(d.ends)
+	for _, name := range slices.Compact(d.ends) {
+		if parent := w.k.parent; !parent.believed.holds(ctx, parent, name) {
+			return true
+		}
+	}
+	return !w.k.entriesHold(ctx, d.entries)
 }
 
 // beliefs are what links of ours, their addresses, and VLANs and routes should be: what ObserveAll
@@ -317,6 +415,7 @@ type beliefs struct {
 	clock   uint64
 	byLink  map[string]map[plan.Key]belief // by links, and by prefixes of routes
 	uplinks map[string]string              // of switches, also while they are not there
+	entries entries
 }
 
 type belief struct {
@@ -337,6 +436,10 @@ func linksOf(o plan.Object) (itself string, names []string) {
 		return o.Name, []string{o.Name, o.Uplink}
 	case plan.Macvlan:
 		return o.Name, []string{o.Name}
+	case plan.VXLAN:
+		return o.Name, []string{o.Name}
+	case plan.Transit:
+		return o.Name, []string{o.Name, endName(o.Namespace, o.Peer)}
 	case plan.Address:
 		return "", []string{o.Link}
 	case plan.Route:
@@ -344,6 +447,9 @@ func linksOf(o plan.Object) (itself string, names []string) {
 	}
 	return "", nil
 }
+
+// endName names the end in a namespace of ours of a pair that leads there.
+func endName(namespace, link string) string { return namespace + " " + link }
 
 // about reports whether events of a link, or of routes to a prefix, can matter.
 func (b *beliefs) about(name string) bool {
@@ -369,7 +475,7 @@ func (b *beliefs) did(op plan.Op) {
 	defer b.Unlock()
 	b.clock++
 	key := op.Object.Key()
-	if key.Kind == plan.KindVLAN { // as it was, it may have been of another uplink
+	if key.Kind == plan.KindVLAN || key.Kind == plan.KindTransit { // as it was, it may have been of another uplink or namespace
 		for _, objects := range b.byLink {
 			delete(objects, key)
 		}
@@ -382,6 +488,11 @@ func (b *beliefs) did(op plan.Op) {
 		delete(b.byLink[name], key)
 	}
 	delete(b.byLink, itself)
+	for index, port := range b.entries {
+		if port.name == itself {
+			delete(b.entries, index)
+		}
+	}
 }
 
 func (b *beliefs) put(o plan.Object) {
@@ -404,9 +515,17 @@ func (b *beliefs) put(o plan.Object) {
 }
 
 // saw takes note of all that there was at a time; what has been done since counts for more.
-func (b *beliefs) saw(s plan.State, at uint64) {
+func (b *beliefs) saw(s plan.State, found entries, at uint64) {
 	b.Lock()
 	defer b.Unlock()
+	for index, port := range b.entries {
+		for key, value := range port.byKey {
+			if value.since > at {
+				found.put(&link{index: index, name: port.name}, key, value)
+			}
+		}
+	}
+	b.entries = found
 	old := b.byLink
 	b.byLink = nil
 	for _, o := range s {
@@ -482,7 +601,7 @@ func (b *beliefs) holds(ctx context.Context, k *Kernel, name string) bool {
 
 func (b *beliefs) hold(ctx context.Context, k *Kernel, name string) bool {
 	wanted, observed := plan.State{}, plan.State{}
-	var vlans []string
+	var vlans, transits []string
 	var routes []plan.Key
 	b.Lock()
 	for key, belief := range b.byLink[name] {
@@ -492,18 +611,23 @@ func (b *beliefs) hold(ctx context.Context, k *Kernel, name string) bool {
 			vlans = append(vlans, key.Name)
 		case plan.KindRoute:
 			routes = append(routes, key)
+		case plan.KindTransit:
+			transits = append(transits, key.Name)
 		}
 	}
 	b.Unlock()
-	if err := errors.Join(k.observeLinks(ctx, vlans, observed), k.observeRouteKeys(ctx, routes, observed)); err != nil {
+	if err := errors.Join(k.observeLinks(ctx, vlans, observed), k.observeTransits(ctx, transits, observed), k.observeRouteKeys(ctx, routes, observed)); err != nil {
 		return false
 	}
-	if strings.Contains(name, "/") { // a prefix
+	if strings.ContainsAny(name, "/ ") { // a prefix, or the other end of a pair
 		return len(plan.Diff(observed, wanted)) == 0
 	}
 	observe := k.observeLinks
-	if isSwitch(name) {
+	switch {
+	case isSwitch(name):
 		observe = k.observeSwitches
+	case isTransit(name):
+		observe = k.observeTransits
 	}
 	if err := observe(ctx, []string{name}, observed); err != nil {
 		return false

@@ -48,6 +48,8 @@ var (
 	tenant4 = &nft.Set{Family: nft.Bridge, Name: "tenant4", Key: []nft.Type{nft.IfName}, Data: []nft.Type{nft.IPv4}, Comment: "whom the gateway's ARP answers are for"}
 
 	apart = &nft.Set{Family: nft.Bridge, Name: "apart", Key: []nft.Type{nft.IfName}, Guard: true, Comment: "ports in a VLAN, which the host is not in"}
+	// The gateways of l2tunnel networks in a VLAN are all that the host asks for there.
+	sought = &nft.Set{Family: nft.Bridge, Name: "sought", Key: []nft.Type{nft.IfName, nft.IPv4}, Comment: "gateways in a VLAN, which the host looks for"}
 
 	// Containers that do not reach each other. Not every kernel tells the bridge of a port (meta
 	// ibrname), so an address counts on all switches.
@@ -55,7 +57,7 @@ var (
 	silent4 = &nft.Set{Family: nft.Bridge, Name: "silent4", Key: []nft.Type{nft.IPv4}, Guard: true, Comment: "containers of networks with disable_icc"}
 	silent6 = &nft.Set{Family: nft.Bridge, Name: "silent6", Key: []nft.Type{nft.IPv6}, Guard: true, Comment: "containers of networks with disable_icc"}
 
-	externalSets = []*nft.Set{apart, inside4, inside6, host, l2port, hostMAC, behind4, behind6, routed4, routed6, tunnel, gateway, tenant4, silent, silent4, silent6}
+	externalSets = []*nft.Set{apart, sought, inside4, inside6, host, l2port, hostMAC, behind4, behind6, routed4, routed6, tunnel, gateway, tenant4, silent, silent4, silent6}
 )
 
 // Sets of family inet: containers of l2bridge networks, whose published ports the host routes.
@@ -73,7 +75,7 @@ var (
 
 // published accepts what the host routes for published ports of containers on external switches.
 // What it does not accept is the host's own to decide.
-var published = &nft.Chain{Name: "published", Rules: []nft.Rule{
+var published = &nft.Chain{Name: "published", Rules: append(slices.Clone(transits), []nft.Rule{
 	nft.R("to a published port", nft.Is(nft.CtStatus, "dnat"), nft.In(behindIP4, nft.IPDAddr), nft.Goto("admit")),
 	nft.R("and back", nft.Is(nft.CtStatus, "dnat"), nft.In(behindIP4, nft.IPSAddr), nft.Goto("admit")),
 	nft.R("to a published port (6)", nft.Is(nft.CtStatus, "dnat"), nft.In(behindIP6, nft.IP6DAddr), nft.Goto("admit")),
@@ -82,11 +84,13 @@ var published = &nft.Chain{Name: "published", Rules: []nft.Rule{
 	nft.R("and back", nft.In(open4, nft.IPSAddr, nft.L4Proto, nft.SPort), nft.Is(nft.CtState, "established"), nft.Goto("admit")),
 	nft.R("straight to the container's address (6)", nft.In(open6, nft.IP6DAddr, nft.L4Proto, nft.DPort), nft.Goto("admit")),
 	nft.R("and back (6)", nft.In(open6, nft.IP6SAddr, nft.L4Proto, nft.SPort), nft.Is(nft.CtState, "established"), nft.Goto("admit")),
-}}
+}...)}
 
-// redirects keeps the host from telling the LAN and containers of the shorter way past it, when it
-// routes what belongs to a published port back into the switch: with the container's MAC.
-var redirects = &nft.Chain{Name: "redirects", Type: "filter", Hook: "output", Priority: prioFilter, Rules: []nft.Rule{
+// sent is what the host itself sends. It is kept from telling the LAN and containers of the shorter way
+// past it, when it routes what belongs to a published port back into the switch: with the container's
+// MAC.
+var sent = &nft.Chain{Name: "sent", Type: "filter", Hook: "output", Priority: prioRaw, Rules: []nft.Rule{
+	nft.R("between hosts of the cluster", nft.Is(nft.L4Proto, "udp"), nft.In(tunnelPort, nft.DPort), nft.Goto("encapsulating")),
 	nft.R("there is no shorter way", nft.Is(nft.ICMPType, "redirect"), nft.In(external, nft.OIfName, nft.OIfName), nft.Drop),
 	nft.R("there is no shorter way (6)", nft.Is(nft.ICMPv6Type, "nd-redirect"), nft.In(external, nft.OIfName, nft.OIfName), nft.Drop),
 }}
@@ -151,6 +155,7 @@ var externalChains = []*nft.Chain{
 	}},
 	{Name: "away", Rules: []nft.Rule{
 		nft.R("bridged: no rule of the host's is meant", nft.MarkSet{Bit: bridged}),
+		nft.R("disable_icc", nft.Is(nft.OIfName, externalPorts), nft.In(silent, nft.IIfName), nft.In(silent, nft.OIfName), nft.NotIn(tunnel, nft.IIfName), nft.Goto("discreet")),
 		nft.R("with its own MAC", nft.NotIn(l2port, nft.IIfName), nft.Accept),
 		nft.R("nothing but through the gateway", nft.Is(nft.OIfName, externalPorts), nft.In(tunnel, nft.IIfName), nft.IsNot(nft.PktType, "host"), nft.Drop),
 		nft.R("stays on this host", nft.Is(nft.OIfName, externalPorts), nft.Accept),
@@ -160,11 +165,20 @@ var externalChains = []*nft.Chain{
 		nft.R("the host's MAC", nft.Mapped(nft.EtherSAddr, hostMAC, nft.IIfName), nft.Accept),
 		nft.R("not yet, or no longer, connected", nft.Drop),
 	}},
+	{Name: "discreet", Rules: []nft.Rule{
+		// What is sent to the address of one has been dropped by now. Where bridge-nf-call-iptables is on, the kernel
+		// translates what is for a published port after that, and bridges it.
+		nft.R("to a published port", nft.In(silent4, nft.IPDAddr), unicast, nft.Accept),
+		nft.R("to a published port (6)", nft.In(silent6, nft.IP6DAddr), unicast, nft.Accept),
+		nft.R("nothing else: ARP, neighbour discovery, multicast", nft.Drop),
+	}},
 	{Name: "input", Type: "filter", Hook: "input", Priority: prioBrFilter, Rules: []nft.Rule{
+		nft.R("a gateway tells its MAC", nft.In(sought, nft.IIfName, nft.ARPSenderIP), nft.Accept),
 		nft.R("the host is not in the VLAN", nft.Is(nft.IIfName, vlans), nft.Drop),
 		nft.R("the host is not in the VLAN", nft.In(apart, nft.IIfName), nft.Drop),
 	}},
 	{Name: "output", Type: "filter", Hook: "output", Priority: prioBrFilter, Rules: []nft.Rule{
+		nft.R("looks for a gateway, as nobody", nft.In(sought, nft.OIfName, nft.ARPTargetIP), nft.Is(nft.ARPOperation, "request"), nft.To(nft.ARPSenderIP, "0.0.0.0"), nft.Accept),
 		nft.R("the host is not in the VLAN", nft.Is(nft.OIfName, vlans), nft.Drop),
 		nft.R("the host is not in the VLAN", nft.In(apart, nft.OIfName), nft.Drop),
 	}},
@@ -212,6 +226,9 @@ func externalNetwork(n Network) plan.State {
 		return s
 	}
 	if n.Options.VLAN != 0 {
+		if g := n.TunnelGateway(); g.IsValid() {
+			s.Add(element(sought, n.Uplink(), g.String()))
+		}
 		s.Add(plan.VLAN{Name: n.Uplink(), Alias: n.wireAlias(), Uplink: n.Options.Interface, ID: n.Options.VLAN, Up: true})
 	}
 	if n.Options.Macvlan {
@@ -221,7 +238,19 @@ func externalNetwork(n Network) plan.State {
 		return s
 	}
 	s.Add(plan.Switch{Name: n.Bridge(), Alias: n.wireAlias(), Uplink: n.Uplink(), Up: true, Moved: true})
+	if n.bypasses() {
+		s.Add(plan.Shortcut{Bridge: n.Bridge(), Link: n.Uplink()})
+	}
 	return s
+}
+
+// bypasses reports whether TCP and UDP of a network on an external switch can go past it: no rule of the
+// switch drops or changes them, and its uplink, which is known, is the wire. In a VLAN it is not: a program
+// that puts the tag on comes after it. Nor is it where containers may send more than the uplink carries: the
+// switch drops what is too large, and programs hand it over.
+func (n Network) bypasses() bool {
+	return n.Options.Mode == Transparent && n.Options.VLAN == 0 && !n.Wire.Foreign &&
+		!n.Options.Macvlan && !n.Options.DisableICC && !n.Options.SlowPath && n.MTU() <= n.Wire.MTU
 }
 
 // Connect takes note of the uplink as it is.
@@ -272,6 +301,9 @@ func externalEndpoint(n Network, e Endpoint) plan.State {
 	}
 	if n.Options.DisableICC {
 		s.Merge(silence(e))
+	}
+	if n.bypasses() {
+		s.Add(plan.Shortcut{Bridge: n.Bridge(), Link: e.Port(), MAC: e.MAC, Addresses: sources(e)})
 	}
 	if n.Options.Mode == Transparent {
 		return s
@@ -360,7 +392,41 @@ func behindHost(n Network, e Endpoint) plan.State {
 	return s
 }
 
-// throughGateway sends what the container sends, and what the host sends it, to the gateway.
+// Found are the addresses that the wire finds at the host's MAC: the host's own, those of its uplink
+// that are given, and those of containers behind it. On a bridge of the host's there are none to tell
+// of: which of its ports is the wire is not known.
+func (n Network) Found(own []netip.Prefix, endpoints []Endpoint) []plan.Neighbour {
+	if !n.External() || n.Wire.Foreign || n.Options.Macvlan {
+		return nil
+	}
+	var out []plan.Neighbour
+	add := func(a netip.Addr) {
+		out = append(out, plan.Neighbour{Link: n.Uplink(), Address: a, MAC: n.Wire.MAC})
+	}
+	if n.Options.VLAN == 0 { // where the host is
+		for _, p := range own {
+			add(p.Addr())
+		}
+	}
+	if n.Options.Mode == Transparent {
+		return out // its containers have MACs of their own
+	}
+	for _, e := range endpoints {
+		if !e.Joined {
+			continue
+		}
+		for _, a := range e.Addresses() {
+			add(a)
+		}
+		if e.Address6.IsValid() {
+			add(linkLocal(e.MAC))
+		}
+	}
+	return out
+}
+
+// throughGateway sends what the container sends, and what the host sends it, to the gateway. In a VLAN
+// the host reaches containers as anybody does who is not in it: by routes of its own.
 func throughGateway(n Network, e Endpoint) plan.State {
 	addr := e.Address.Addr()
 	s := plan.Of(
@@ -371,7 +437,7 @@ func throughGateway(n Network, e Endpoint) plan.State {
 		s.Add(plan.Element{Set: gateway, Elem: e.Port(), Data: n.Wire.Gateway.String()})
 	}
 	i := slices.IndexFunc(n.IPv4, func(s Subnet) bool { return s.Pool.Contains(addr) })
-	if i >= 0 {
+	if i >= 0 && n.Options.VLAN == 0 {
 		s.Add(plan.Route{Prefix: netip.PrefixFrom(addr, addr.BitLen()), Link: n.Bridge(), Via: n.IPv4[i].Gateway})
 	}
 	return s

@@ -57,6 +57,33 @@ func TestListing(t *testing.T) {
 	})
 }
 
+// TestNamespaceListing does so for the tables of an overlay's namespace.
+func TestNamespaceListing(t *testing.T) {
+	inNamespace(t, func() {
+		k, err := kernel.New(kernel.Config{Tables: mode.NamespaceTables()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer k.Close() //nolint:errcheck // the namespace goes with the test
+		for _, table := range mode.NamespaceTables() {
+			if err := k.Do(context.Background(), []plan.Op{{Verb: plan.Add, Object: plan.Table{Table: table}}}); err != nil {
+				t.Fatal(err)
+			}
+			listed, err := exec.Command("nft", "--stateless", "list", "table", string(table.Family), table.Name).CombinedOutput()
+			if err != nil {
+				t.Fatalf("nft list: %v: %s", err, listed)
+			}
+			want, err := os.ReadFile(filepath.Join("testdata", "namespace-"+string(table.Family)+".nft"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(listed, want) {
+				t.Errorf("nft lists table %s %s as\n%s\nwhich differs from testdata, first in line %q", table.Family, table.Name, listed, firstDifference(string(listed), string(want)))
+			}
+		}
+	})
+}
+
 func firstDifference(got, want string) string {
 	lines := strings.Split(want, "\n")
 	for i, line := range strings.Split(got, "\n") {

@@ -18,8 +18,13 @@ func Validate(n Network) error {
 	if len(n.Subnets()) == 0 {
 		return fmt.Errorf("network %s has neither an IPv4 nor an IPv6 subnet", n.ID)
 	}
-	if n.External() {
+	switch {
+	case n.External():
 		if err := validateExternal(n); err != nil {
+			return err
+		}
+	case n.Overlay():
+		if err := validateOverlay(n); err != nil {
 			return err
 		}
 	}
@@ -32,6 +37,10 @@ func Validate(n Network) error {
 // ValidateWire reports what in a network's record the uplink cannot do.
 func ValidateWire(n Network) error {
 	switch {
+	case n.Overlay() && n.MTU() > n.Wire.MTU:
+		return fmt.Errorf("option mtu=%d: between the hosts, a frame of the network can carry %d, which is the MTU of the link less the encapsulation", n.MTU(), n.Wire.MTU)
+	case n.Overlay() && len(n.IPv6) > 0 && n.MTU() < minMTU6:
+		return fmt.Errorf("between the hosts, a frame of the network can carry %d, and IPv6 needs at least %d (RFC 8200)", n.MTU(), minMTU6)
 	case n.Wire.Foreign && n.Options.VLAN != 0:
 		return fmt.Errorf("option interface=%q is a bridge, and vlan=%d needs the network interface that carries the tag: name that", n.Options.Interface, n.Options.VLAN)
 	case n.MTU() > n.Wire.MTU:
@@ -57,16 +66,22 @@ func Plan(n Network, endpoints []Endpoint) plan.State {
 // PlanNetwork is the part of Plan that does not depend on endpoints. Networks on the same external
 // switch share it: what one wants of it can be wanted by another too.
 func PlanNetwork(n Network) plan.State {
-	if n.External() {
+	switch {
+	case n.External():
 		return externalNetwork(n)
+	case n.Overlay():
+		return overlayNetwork(n)
 	}
 	return natNetwork(n)
 }
 
 // PlanEndpoint is an endpoint's part of Plan.
 func PlanEndpoint(n Network, e Endpoint) plan.State {
-	if n.External() {
+	switch {
+	case n.External():
 		return externalEndpoint(n, e)
+	case n.Overlay():
+		return overlayEndpoint(n, e)
 	}
 	return natEndpoint(n, e)
 }
@@ -79,6 +94,8 @@ func Publishes(n Network, protocol policy.Protocol) error {
 		return errors.New("port mapping is not supported on the given network for SCTP: in mode l2tunnel, and in a VLAN, ports are relayed")
 	case n.Options.Mode == Transparent:
 		return errors.New("port mapping is not supported on the given network: its containers are reached at their own addresses")
+	case n.Options.Mode == Overlay:
+		return errors.New("port mapping is not supported on the given network: leave outbound_nat=true out, and the engine's gateway network publishes ports")
 	}
 	return nil
 }
@@ -104,5 +121,5 @@ func Host(uplinks []string, networks ...Network) plan.State {
 }
 
 func routesIPv6(n Network) bool {
-	return len(n.IPv6) > 0 && !n.Internal && n.Options.Mode != Transparent
+	return len(n.IPv6) > 0 && !n.Internal && n.Options.Mode != Transparent && (n.Options.Mode != Overlay || n.Options.OutboundNAT)
 }

@@ -105,6 +105,9 @@ func TestGoldenWire(t *testing.T) {
 	n, endpoints := onTheWire(L2Bridge)
 	n.Options.VLAN = 20
 	golden(t, "l2bridge-vlan.plan", Plan(n, endpoints[:1]).String())
+	n, endpoints = onTheWire(L2Tunnel)
+	n.Options.VLAN = 20
+	golden(t, "l2tunnel-vlan.plan", Plan(n, endpoints[:1]).String())
 	n, endpoints = onTheWire(Transparent)
 	n.Options.Macvlan, n.Options.HostAccess = true, true
 	n.Wire.Host, n.Wire.Host6 = netip.MustParseAddr("198.18.7.200"), netip.MustParseAddr("fd00:7::200")
@@ -112,6 +115,164 @@ func TestGoldenWire(t *testing.T) {
 	n, endpoints = onTheWire(Transparent)
 	n.Wire.Foreign, n.Options.Interface = true, "br0"
 	golden(t, "foreign.plan", Plan(n, endpoints[:1]).String())
+}
+
+// TestGoesByTheSwitch: where rules of the switch can change or drop TCP and UDP, or the wire is not known,
+// or it was asked for, nothing goes past it.
+func TestGoesByTheSwitch(t *testing.T) {
+	shortcuts := func(n Network, endpoints []Endpoint) (count int) {
+		for key := range Plan(n, endpoints) {
+			if key.Kind == plan.KindShortcut {
+				count++
+			}
+		}
+		return count
+	}
+	for what, change := range map[string]func(*Network){
+		"vlan":        func(n *Network) { n.Options.VLAN = 20 },
+		"foreign":     func(n *Network) { n.Wire.Foreign = true },
+		"macvlan":     func(n *Network) { n.Options.Macvlan = true },
+		"disable_icc": func(n *Network) { n.Options.DisableICC = true },
+		"fast_path":   func(n *Network) { n.Options.SlowPath = true },
+		"l2bridge":    func(n *Network) { n.Options.Mode = L2Bridge },
+		"mtu":         func(n *Network) { n.Options.MTU = n.Wire.MTU + 1 }, // since the uplink carries less than it did
+	} {
+		n, endpoints := onTheWire(Transparent)
+		if got := shortcuts(n, endpoints); got != 3 {
+			t.Errorf("an uplink and two ports have %d shortcuts", got)
+		}
+		change(&n)
+		if got := shortcuts(n, endpoints); got != 0 {
+			t.Errorf("%s: %d shortcuts", what, got)
+		}
+	}
+	n, endpoints, _ := spanning()
+	before := shortcuts(n, endpoints)
+	n.Options.SlowPath = true
+	if after := shortcuts(n, endpoints); before == 0 || after != 0 {
+		t.Errorf("an overlay has %d shortcuts, and with fast_path=false %d", before, after)
+	}
+	if o, err := ParseOptions(map[string]string{"mode": "transparent", "interface": "eth1", "fast_path": "false"}); err != nil || !o.SlowPath {
+		t.Errorf("fast_path=false: %+v, %v", o, err)
+	}
+}
+
+// spanning is an overlay network, its endpoints, and those on other hosts.
+func spanning() (Network, []Endpoint, []Remote) {
+	n, endpoints := sample()
+	n.Options.Mode, n.Options.MTU, n.Options.VSIDs = Overlay, 0, []uint32{5001}
+	n.Span(netip.MustParseAddr("198.18.0.1"), 1500, 14789)
+	for i := range endpoints {
+		endpoints[i].Bindings = nil
+	}
+	other := netip.MustParseAddr("198.18.0.2")
+	return n, endpoints, []Remote{
+		{VSID: 5001, Address: netip.MustParseAddr("198.18.7.65"), MAC: plan.MAC{2, 0x42, 0, 0, 0, 65}, VTEP: other, Host: "two"},
+		{VSID: 5001, Address: netip.MustParseAddr("fd00:7::65"), MAC: plan.MAC{2, 0x42, 0, 0, 0, 65}, VTEP: other, Host: "two"},
+		{VSID: 5002, Address: netip.MustParseAddr("198.18.7.66"), MAC: plan.MAC{2, 0x42, 0, 0, 0, 66}, VTEP: other, Host: "two"},
+	}
+}
+
+// TestGoldenOverlay does so for the overlay mode, in which a namespace has tables of its own.
+func TestGoldenOverlay(t *testing.T) {
+	for _, table := range NamespaceTables() {
+		golden(t, "namespace-"+string(table.Family)+".nft", table.String())
+	}
+	n, endpoints, remotes := spanning()
+	golden(t, "overlay.plan", Plan(n, endpoints).Merge(PlanRemotes(n, remotes), PlanPeers(n.Wire.Local, n.Wire.Port, []netip.Addr{remotes[0].VTEP})).String())
+	n.Options.VSIDs, n.Options.DisableICC = []uint32{5001, 5002}, true
+	n.IPv4 = append(n.IPv4, Subnet{Pool: netip.MustParsePrefix("198.18.8.0/24"), Gateway: netip.MustParseAddr("198.18.8.1")})
+	n.Options.OutboundNAT, n.Options.Exceptions, n.Transit = true, []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, 1
+	golden(t, "overlay-outbound.plan", Plan(n, nil).String())
+}
+
+// TestForwarding: the host forwards for the first endpoint that leaves it, not for a network, which is there before
+// an engine that starts has set the policy of FORWARD.
+func TestForwarding(t *testing.T) {
+	nat, endpoints := sample()
+	tunnelled, _, _ := spanning()
+	outbound := tunnelled
+	outbound.Options.OutboundNAT, outbound.Transit = true, 1
+	for name, c := range map[string]struct {
+		network Network
+		forward bool
+	}{"nat": {nat, true}, "overlay": {tunnelled, false}, "overlay with outbound_nat": {outbound, true}} {
+		forwards := func(s plan.State) bool { return s[routing4.Key()] != nil || s[routing6.Key()] != nil }
+		if forwards(Plan(c.network, nil)) {
+			t.Errorf("%s: a network without endpoints has the host forward", name)
+		}
+		if forwards(Plan(c.network, endpoints)) != c.forward {
+			t.Errorf("%s: with endpoints the host forwards: %v, want %v", name, !c.forward, c.forward)
+		}
+	}
+}
+
+// TestOverlayRefuses what no overlay can be.
+func TestOverlayRefuses(t *testing.T) {
+	tests := []struct {
+		name   string
+		change func(*Network)
+		want   string
+	}{
+		{"nothing", func(*Network) {}, ""},
+		{"no VSID", func(n *Network) { n.Options.VSIDs = nil }, "-o vsid=5001"},
+		{"too many VSIDs", func(n *Network) { n.Options.VSIDs = []uint32{5001, 5002} }, "1 subnets of a family and 2 VXLAN identifiers"},
+		{"internal with a way out", func(n *Network) { n.Internal, n.Options.OutboundNAT = true, true }, "leave one of them out"},
+		{"exceptions without NAT", func(n *Network) { n.Options.Exceptions = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")} }, "give both"},
+		{"a way out without gateway", func(n *Network) { n.Options.OutboundNAT, n.IPv4[0].Gateway = true, netip.Addr{} }, "--gateway"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			n, _, _ := spanning()
+			tt.change(&n)
+			if err := Validate(n); (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %v, want %q", err, tt.want)
+			}
+		})
+	}
+	n, _, _ := spanning()
+	n.Options.MTU = 1451
+	if err := ValidateWire(n); err == nil {
+		t.Error("an MTU of 1451 fits into a link of 1500, of which VXLAN takes 50")
+	}
+	n.Options.MTU = 1450
+	if err := ValidateWire(n); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestSegments: subnets have their VXLAN identifiers by their addresses, in whatever order an engine
+// tells of them.
+func TestSegments(t *testing.T) {
+	n, _, _ := spanning()
+	n.Options.VSIDs = []uint32{5001, 5002}
+	subnet := func(pool string) Subnet { return Subnet{Pool: netip.MustParsePrefix(pool)} }
+	low, high := subnet("198.18.7.0/24"), subnet("198.18.8.0/24")
+	low6, high6 := subnet("fd00:7::/64"), subnet("fd00:8::/64")
+	n.IPv4, n.IPv6 = []Subnet{high, low}, []Subnet{low6, high6}
+	for i, want := range []segment{{5001, low, low6}, {5002, high, high6}} {
+		if got := n.segments()[i]; got.VSID != want.VSID || got.IPv4.Pool != want.IPv4.Pool || got.IPv6.Pool != want.IPv6.Pool {
+			t.Errorf("segment %d is %+v, want %+v", i, got, want)
+		}
+	}
+}
+
+// TestTransits: no two networks of a host have an address of their way out in common.
+func TestTransits(t *testing.T) {
+	seen := map[netip.Addr]int{}
+	for n := 1; n <= MaxTransits; n++ {
+		for _, ipv6 := range []bool{false, true} {
+			for _, plain := range []bool{false, true} {
+				host, namespace := transitPair(n, ipv6, plain)
+				for _, p := range []netip.Prefix{host, namespace} {
+					if other := seen[p.Addr()]; other != 0 || !(transit4.Contains(p.Addr()) || transit6.Contains(p.Addr())) || host.Masked() != namespace.Masked() {
+						t.Fatalf("network %d has %s to %s; network %d has it already, or it is outside of %s and %s", n, host, namespace, other, transit4, transit6)
+					}
+					seen[p.Addr()] = n
+				}
+			}
+		}
+	}
 }
 
 // TestLinkNames: names of what networks share are readable where they fit, and never too long.
@@ -171,24 +332,24 @@ func comparePage(t *testing.T, m Name) {
 
 // rules are the part of the rules that a mode's page is about.
 func rules(m Name) string {
-	inet, bridge := InetTable(), BridgeTable()
-	part := func(t *nft.Table, own bool) string {
-		t.Sets = slices.DeleteFunc(t.Sets, func(s *nft.Set) bool {
-			return (slices.Contains(externalSets, s) || slices.Contains(externalInet, s)) != own
-		})
-		t.Chains = slices.DeleteFunc(t.Chains, func(c *nft.Chain) bool {
-			return (slices.Contains(externalChains, c) || c == published || c == redirects) != own
-		})
+	onWire := append(slices.Clone(externalChains), published, sent)
+	part := func(t *nft.Table, sets []*nft.Set, chains []*nft.Chain) string {
+		t.Sets = slices.DeleteFunc(t.Sets, func(s *nft.Set) bool { return !slices.Contains(sets, s) })
+		t.Chains = slices.DeleteFunc(t.Chains, func(c *nft.Chain) bool { return !slices.Contains(chains, c) })
 		return t.String()
 	}
-	if m == NAT {
-		return part(inet, false) + part(bridge, false)
+	switch m {
+	case NAT:
+		inet := InetTable()
+		inet.Sets = slices.DeleteFunc(inet.Sets, func(s *nft.Set) bool { return slices.Contains(externalInet, s) || slices.Contains(overlayInet, s) })
+		inet.Chains = slices.DeleteFunc(inet.Chains, func(c *nft.Chain) bool { return slices.Contains(onWire, c) || slices.Contains(overlayChains, c) })
+		return inet.String() + portTable(nil, nil).String()
+	case Overlay:
+		return part(InetTable(), overlayInet, append(slices.Clone(overlayChains), sent)) + namespaceInet().String()
+	case Transparent:
+		return part(BridgeTable(), externalSets, onWire)
 	}
-	text := part(bridge, true)
-	if m != Transparent {
-		text += part(inet, true)
-	}
-	return text
+	return part(BridgeTable(), externalSets, onWire) + part(InetTable(), externalInet, onWire)
 }
 
 // TestPlanIsTheSumOfItsEndpoints is what lets the service converge one endpoint by itself.
@@ -242,7 +403,17 @@ func TestParseOptions(t *testing.T) {
 		{"backend of another mode", map[string]string{"mode": "l2bridge", "interface": "eth1", "backend": "macvlan"}, "only transparent networks"},
 		{"no such backend", map[string]string{"mode": "transparent", "interface": "eth1", "backend": "ipvlan"}, "use bridge or macvlan"},
 		{"DNS", map[string]string{"mode": "transparent", "interface": "eth1", "dns_servers": "198.18.0.1"}, "docker run --dns"},
-		{"overlay", map[string]string{"mode": "overlay"}, "no mode overlay yet"},
+		{"overlay", map[string]string{"mode": "overlay", "vsid": "5001"}, ""},
+		{"overlay with Windows names", map[string]string{"mode": "overlay", "com.docker.network.windowsshim.vsid": "4096,16777214"}, ""},
+		{"VSID too small", map[string]string{"mode": "overlay", "vsid": "4095"}, "from 4096 to 16777214"},
+		{"VSID too large", map[string]string{"mode": "overlay", "vsid": "16777215"}, "from 4096 to 16777214"},
+		{"VSID twice", map[string]string{"mode": "overlay", "vsid": "5001,5001"}, "twice"},
+		{"VSID in another mode", map[string]string{"vsid": "5001"}, "only overlay networks"},
+		{"encrypted", map[string]string{"mode": "overlay", "vsid": "5001", "encrypted": "true"}, "does not encrypt"},
+		{"not encrypted", map[string]string{"mode": "overlay", "vsid": "5001", "encrypted": "false"}, ""},
+		{"exceptions", map[string]string{"mode": "overlay", "vsid": "5001", "outbound_nat": "true", "outbound_nat_exceptions": "192.0.2.0/24, fd00::/8"}, ""},
+		{"exception with a host part", map[string]string{"mode": "overlay", "outbound_nat_exceptions": "192.0.2.1/24"}, "not a network prefix"},
+		{"a MAC that follows from something", map[string]string{"mode": "overlay", "vsid": "5001", "mac": "stable"}, "--mac-address"},
 		{"not a mode", map[string]string{"mode": "bridge"}, "not a mode: use nat"},
 		{"odd pool", map[string]string{"mac_pool": "02:00:00:00:00:00"}, "pairs of start,end"},
 		{"backward pool", map[string]string{"mac_pool": "02:00:00:00:00:02,02:00:00:00:00:01"}, "ends before it begins"},
@@ -293,5 +464,30 @@ func TestChooseMAC(t *testing.T) {
 	m, err := Options{}.ChooseMAC("a", func(plan.MAC) bool { return false })
 	if err != nil || m[0]&3 != 2 {
 		t.Errorf("without a pool %s, %v: want a locally administered unicast address", m, err)
+	}
+}
+
+// TestUnreachableRemotes: what the kernel would refuse is not asked of it, so that one host cannot keep
+// others' entries from being written. What went is still found, without its host.
+func TestUnreachableRemotes(t *testing.T) {
+	n := Network{ID: "0123456789ab", Options: Options{Mode: Overlay, VSIDs: []uint32{5001}}, IPv4: []Subnet{{Pool: netip.MustParsePrefix("198.18.0.0/24")}}}
+	n.Span(netip.MustParseAddr("198.19.0.1"), 1500, 14789)
+	good := Remote{VSID: 5001, Address: netip.MustParseAddr("198.18.0.2"), MAC: plan.MAC{2, 0, 0, 0, 0, 1}, VTEP: netip.MustParseAddr("198.19.0.2")}
+	for what, c := range map[string]struct {
+		change  func(*Remote)
+		objects int
+	}{
+		"good":                      {func(*Remote) {}, 2},
+		"gone, of no host":          {func(r *Remote) { r.VTEP = netip.Addr{} }, 2},
+		"of another network":        {func(r *Remote) { r.VSID++ }, 0},
+		"without a MAC":             {func(r *Remote) { r.MAC = plan.MAC{} }, 0},
+		"with a multicast MAC":      {func(r *Remote) { r.MAC[0] = 3 }, 0},
+		"on a host of other family": {func(r *Remote) { r.VTEP = netip.MustParseAddr("fd00::2") }, 0},
+	} {
+		r := good
+		c.change(&r)
+		if got := PlanRemotes(n, []Remote{r}); len(got) != c.objects {
+			t.Errorf("%s: planned %s, want %d objects", what, got, c.objects)
+		}
 	}
 }

@@ -73,16 +73,23 @@ var (
 	routing6 = plan.Sysctl{Name: "net/ipv6/conf/all/forwarding", Value: "1"}
 )
 
-// isolates reports whether ports of the network do not reach each other. In an l2tunnel network they
-// never do, but the gateway's ARP answers go back by the port itself, which an isolated one refuses.
-func isolates(n Network) bool { return n.Options.DisableICC && n.Options.Mode != L2Tunnel }
+// isolates reports whether the switch keeps ports of the network from each other. In an l2tunnel network they
+// never reach each other, but the gateway's ARP answers go back by the port itself, which an isolated one
+// refuses; and it would refuse what is for a published port of an l2bridge network, whose rules do it instead.
+func isolates(n Network) bool {
+	return n.Options.DisableICC && n.Options.Mode != L2Bridge && n.Options.Mode != L2Tunnel
+}
 
 // port is an endpoint's link, and what may be sent on it.
 func port(n Network, e Endpoint) plan.State {
-	s := plan.Of(
-		plan.Veth{Name: e.Port(), Alias: e.Alias(), Bridge: n.Bridge(), MTU: e.MTU(n), Isolated: isolates(n), Up: true, Peer: e.Peer(), PeerMAC: e.MAC},
-		element(station, e.Port(), e.MAC.String()),
-	)
+	s := security(n, e)
+	s.Add(plan.Veth{Name: e.Port(), Alias: e.Alias(), Bridge: n.Bridge(), MTU: e.MTU(n), Isolated: isolates(n), Up: true, Peer: e.Peer(), PeerMAC: e.MAC})
+	return s
+}
+
+// security is what may be sent on an endpoint's link.
+func security(n Network, e Endpoint) plan.State {
+	s := plan.Of(element(station, e.Port(), e.MAC.String()))
 	if e.Address.IsValid() {
 		s.Add(
 			element(source4, e.Port(), e.MAC.String(), e.Address.Addr().String()),
@@ -90,7 +97,7 @@ func port(n Network, e Endpoint) plan.State {
 		)
 	}
 	if n.Options.SLAAC {
-		s.Add(element(autoconf, e.Port(), e.MAC.String()), element(dualStack, e.Port()))
+		s.Add(element(autoconf, e.Port(), e.MAC.String()), element(advised, e.Port()), element(dualStack, e.Port()))
 	}
 	if e.Address6.IsValid() {
 		s.Add(

@@ -29,6 +29,9 @@ type Wire struct {
 	// Host and Host6 are the host's addresses on an uplink without a switch, invalid if it has none.
 	Host  netip.Addr `json:"host,omitzero"`
 	Host6 netip.Addr `json:"host6,omitzero"`
+	// Local is the host's address among its peers, and Port the UDP port of VXLAN: of an overlay.
+	Local netip.Addr `json:"local,omitzero"`
+	Port  uint16     `json:"port,omitempty"`
 	// Gateway is the MAC of the network's gateway, zero when it does not answer. It is not recorded: who
 	// starts asks again.
 	Gateway plan.MAC `json:"-"`
@@ -40,7 +43,9 @@ type Network struct {
 	Options  Options  `json:"options"`
 	Wire     Wire     `json:"wire,omitzero"`
 	Internal bool     `json:"internal"`
-	Leased   bool     `json:"leased,omitempty"` // addresses come from the DHCP server of the LAN, and not from the subnet
+	Leased   bool     `json:"leased,omitempty"`  // IPv4 addresses come from the DHCP server of the LAN, and not from the subnet
+	Leased6  bool     `json:"leased6,omitempty"` // and so do those of IPv6
+	Transit  int      `json:"transit,omitempty"` // which pair of addresses leads outside, of those that overlays of this host have; from 1
 	IPv4     []Subnet `json:"ipv4,omitempty"`
 	IPv6     []Subnet `json:"ipv6,omitempty"`
 }
@@ -69,20 +74,33 @@ type Endpoint struct {
 	MAC       plan.MAC         `json:"mac"`
 	Joined    bool             `json:"joined"`             // a container has taken the other end
 	External  bool             `json:"external,omitempty"` // its network is on an external switch
-	Lease     Lease            `json:"lease,omitzero"`
+	Lease     Lease            `json:"lease,omitzero"`     // of the IPv4 address
+	Lease6    Lease            `json:"lease6,omitzero"`    // and of that of IPv6
+	IfName    string           `json:"ifname,omitempty"`   // of its link in the container; empty: the network's prefix and a number
 	Bindings  []policy.Binding `json:"bindings,omitempty"`
 }
 
 // Bridge is the name of the network's bridge: its own, or the external switch that it shares with
-// others of the same uplink and VLAN.
+// others of the same uplink and VLAN. An overlay has one for each subnet, of which this is the first.
 func (n Network) Bridge() string {
 	switch {
+	case n.Overlay():
+		return n.segments()[0].bridge()
 	case !n.External():
 		return "dwb" + short(n.ID, 12)
 	case n.Wire.Foreign:
 		return n.Options.Interface
 	}
 	return n.Options.linkName("dwx")
+}
+
+// Overlay reports whether the network spans hosts.
+func (n Network) Overlay() bool { return n.Options.Mode == Overlay }
+
+// Leads reports whether containers reach the outside by the network's own gateway. An internal
+// network leads nowhere, and for an overlay engines have a gateway network, unless it translates itself.
+func (n Network) Leads() bool {
+	return !n.Internal && (!n.Overlay() || n.Options.OutboundNAT)
 }
 
 // MTU is the largest packet of the network's containers, in bytes.
@@ -93,12 +111,21 @@ func (n Network) MTU() int {
 	return n.Options.MTU
 }
 
-// MTU is the largest packet of an endpoint: a DHCP server can ask for less than the network allows.
+// MTU is the largest packet of an endpoint: a DHCP server, or a router of an IPv6 LAN, can ask for less than
+// the network allows.
 func (e Endpoint) MTU(n Network) int {
-	if e.Lease.MTU != 0 {
-		return min(e.Lease.MTU, n.MTU())
+	mtu := n.MTU()
+	for _, told := range []int{e.Lease.MTU, e.Lease6.MTU} {
+		if told != 0 {
+			mtu = min(mtu, told)
+		}
 	}
-	return n.MTU()
+	return mtu
+}
+
+// FromLAN reports whether addresses of the family of a are leased from the LAN's DHCP server.
+func (n Network) FromLAN(a netip.Addr) bool {
+	return a.Is4() && n.Leased || a.Is6() && n.Leased6
 }
 
 // TunnelGateway is the gateway that everything is sent to, invalid when the mode has no such.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strconv"
@@ -41,6 +42,11 @@ type Options struct {
 	SLAAC       bool       `json:"slaac,omitempty"`        // containers make IPv6 addresses of their own from the LAN's router advertisements
 	StableMAC   bool       `json:"stable_mac,omitempty"`   // a container of the same name has the same MAC
 	IfacePrefix string     `json:"iface_prefix,omitempty"` // of the link in the container; the engine adds a number
+	SlowPath    bool       `json:"slow_path,omitempty"`    // fast_path=false: all frames go by the bridge and its rules
+
+	VSIDs       []uint32       `json:"vsids,omitempty"`                   // VXLAN network identifiers, one for each subnet of a family, in their order
+	OutboundNAT bool           `json:"outbound_nat,omitempty"`            // the network leads outside, with the host's address
+	Exceptions  []netip.Prefix `json:"outbound_nat_exceptions,omitempty"` // destinations that see the container's address
 }
 
 // MACRange is a range of Ethernet addresses, both ends included (HNS: MacPool.Ranges).
@@ -77,26 +83,34 @@ const (
 // The highest VLAN identifier that is not reserved (IEEE 802.1Q, table 9-2).
 const maxVLAN = 4094
 
-// Where options apply.
-var (
-	every  = []Name{NAT, Transparent, L2Bridge, L2Tunnel}
-	onWire = []Name{Transparent, L2Bridge, L2Tunnel}
+// The VXLAN network identifiers that HNS allows: those below are for VLANs.
+const (
+	minVSID = 4096
+	maxVSID = 16777214
 )
 
-var linkName = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_.-]{0,11}$`)
+// Where options apply.
+var (
+	every     = []Name{NAT, Transparent, Overlay, L2Bridge, L2Tunnel}
+	onWire    = []Name{Transparent, L2Bridge, L2Tunnel}
+	tunnelled = []Name{Overlay}
+)
+
+var (
+	linkName  = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_.-]{0,11}$`) // with room for a number
+	wholeName = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_.-]{0,14}$`) // IFNAMSIZ
+)
 
 // options lists every option of every mode. An option without modes is known, so that it is
 // refused with a reason rather than as a misspelling.
 var options = []option{
-	{name: "mode", modes: every, value: "`nat`, `transparent`, `l2bridge` or `l2tunnel`", doc: "How the network reaches the outside. `nat` unless given.", set: func(o *Options, v string) error {
+	{name: "mode", modes: every, value: "`nat`, `transparent`, `overlay`, `l2bridge` or `l2tunnel`", doc: "How the network reaches the outside. `nat` unless given.", set: func(o *Options, v string) error {
 		switch m := Name(v); m {
-		case NAT, Transparent, L2Bridge, L2Tunnel:
+		case NAT, Transparent, Overlay, L2Bridge, L2Tunnel:
 			o.Mode = m
 			return nil
-		case Overlay:
-			return errors.New("this version has no mode overlay yet: use nat, transparent, l2bridge or l2tunnel")
 		}
-		return errors.New("not a mode: use nat, transparent, l2bridge or l2tunnel")
+		return errors.New("not a mode: use nat, transparent, overlay, l2bridge or l2tunnel")
 	}},
 	{name: "interface", aliases: []string{windows + "interface"}, modes: onWire, value: "a link's name", doc: "The uplink: a network interface of the host, whose addresses and routes move to the switch; or a bridge of the host's, which is used as it is. Required.", set: func(o *Options, v string) error {
 		if strings.Contains(v, ",") {
@@ -123,15 +137,20 @@ var options = []option{
 		o.Macvlan = v == "macvlan"
 		return nil
 	}},
-	{name: "host_access", modes: []Name{Transparent}, value: "`true` or `false`", doc: "With `backend=macvlan`, lets the host reach its containers, and them it, by a macvlan link of its own. With `backend=bridge` they always can.", set: func(o *Options, v string) (err error) {
+	{name: "host_access", modes: []Name{Transparent}, value: "`true` or `false`", doc: "With `backend=macvlan`, lets the host reach its containers, and them it, by a macvlan link of its own. With `backend=bridge` they always can, but in a VLAN.", set: func(o *Options, v string) (err error) {
 		o.HostAccess, err = parseBool(v)
 		return err
 	}},
-	{name: "slaac", modes: []Name{Transparent}, value: "`true` or `false`", doc: "Containers may make IPv6 addresses of their own from the router advertisements of the LAN (RFC 4862), and ask its DHCPv6 server. What they send is then bound to their Ethernet address only. Engines from 28 on switch IPv6 off in containers without an address from them: add `--sysctl` as below.", set: func(o *Options, v string) (err error) {
+	{name: "slaac", modes: []Name{Transparent}, value: "`true` or `false`", doc: "Containers may make IPv6 addresses of their own from the router advertisements of the LAN (RFC 4862), and ask its DHCPv6 server. What they send is then bound to their Ethernet address only. Engines from 28 on switch IPv6 off in containers without an address from them: set `disable_ipv6` as below.", set: func(o *Options, v string) (err error) {
 		o.SLAAC, err = parseBool(v)
 		return err
 	}},
-	{name: "mtu", aliases: []string{engine + "driver.mtu"}, modes: every, value: "68 to 65535, from 1280 with IPv6", doc: "Largest packet in bytes in the containers, and on a nat network's bridge. Unless given, 1500 with nat and the uplink's with others.", set: func(o *Options, v string) error {
+	{name: "fast_path", modes: []Name{Transparent, Overlay}, value: "`true` or `false`", doc: "TCP and UDP go past the bridge and its rules where these change nothing, by eBPF. With `false` every frame goes by the bridge, where rules of your own see it. `true` unless given.", set: func(o *Options, v string) error {
+		fast, err := parseBool(v)
+		o.SlowPath = !fast
+		return err
+	}},
+	{name: "mtu", aliases: []string{engine + "driver.mtu"}, modes: every, value: "68 to 65535, from 1280 with IPv6", doc: "Largest packet in bytes in the containers, and on a nat network's bridge. Unless given, 1500 with nat, the uplink's with modes on the wire, and with overlay that of the link between the hosts less the encapsulation.", set: func(o *Options, v string) error {
 		n, err := strconv.Atoi(v)
 		if err != nil || n < minMTU || n > maxMTU {
 			return fmt.Errorf("not a number of bytes from %d to %d", minMTU, maxMTU)
@@ -147,21 +166,21 @@ var options = []option{
 		o.MACPool, err = parseMACPool(v)
 		return err
 	}},
-	{name: "mac", modes: every, value: "`address` or `stable`", doc: "What a container's Ethernet address follows from: its IP address (where a DHCP server gives that, it is random); or, with `stable`, its name, so that a container that is made again keeps a DHCP server's reservation. Engines tell the name from version 29 on, and only `--ipam-driver dockway:latest`. `address` unless given.", set: func(o *Options, v string) error {
+	{name: "mac", modes: []Name{NAT, Transparent, L2Bridge, L2Tunnel}, value: "`address` or `stable`", doc: "What a container's Ethernet address follows from: its IP address (where a DHCP server gives that, it is random); or, with `stable`, its name, so that a container that is made again keeps a DHCP server's reservation. Engines tell the name from version 29 on, and only `--ipam-driver dockway:latest`. `address` unless given.", set: func(o *Options, v string) error {
 		if v != "address" && v != "stable" {
 			return errors.New("use address or stable")
 		}
 		o.StableMAC = v == "stable"
 		return nil
 	}},
-	{name: "network_name", aliases: []string{windows + "networkname"}, modes: every, value: "text", doc: "A name for messages, the log and `dockway networks --json`; the engine does not tell drivers its own.", set: func(o *Options, v string) error {
+	{name: "network_name", aliases: []string{windows + "networkname"}, modes: every, value: "1 to 128 characters", doc: "A name for messages, the log and `dockway networks --json`; the engine does not tell drivers its own.", set: func(o *Options, v string) error {
 		if v == "" || len(v) > 128 || strings.ContainsFunc(v, func(r rune) bool { return r < ' ' || r == 0x7f }) {
 			return errors.New("a name has 1 to 128 printable characters")
 		}
 		o.Name = v
 		return nil
 	}},
-	{name: "iface_prefix", aliases: []string{engine + "container_iface_prefix"}, modes: every, value: "up to 12 letters and digits", doc: "What the container's link is called before its number. `eth` unless given.", set: func(o *Options, v string) error {
+	{name: "iface_prefix", aliases: []string{engine + "container_iface_prefix"}, modes: every, value: "up to 12 letters, digits, `_`, `-` and `.`, a letter first", doc: "What the container's link is called before its number. `eth` unless given.", set: func(o *Options, v string) error {
 		if !linkName.MatchString(v) {
 			return errors.New("a link's name begins with a letter and has up to 12 letters, digits, '_', '-' or '.'")
 		}
@@ -170,9 +189,39 @@ var options = []option{
 	}},
 	{name: "dns_servers", aliases: []string{windows + "dnsservers"}},
 	{name: "dns_suffix", aliases: []string{windows + "dnssuffix"}},
-	{name: "vsid", aliases: []string{windows + "vsid"}},
-	{name: "outbound_nat", aliases: []string{windows + "enable_outboundnat"}},
-	{name: "outbound_nat_exceptions", aliases: []string{windows + "outboundnat_exceptions"}},
+	{name: "vsid", aliases: []string{windows + "vsid"}, modes: tunnelled, value: "4096 to 16777214[,…]", doc: "VXLAN network identifier: networks of the same identifier are one network, on all hosts. With several subnets, one for each, in the order of the subnets' addresses. Required.", set: func(o *Options, v string) error {
+		for part := range strings.SplitSeq(v, ",") {
+			n, err := strconv.ParseUint(strings.TrimSpace(part), 10, 32)
+			if err != nil || n < minVSID || n > maxVSID {
+				return fmt.Errorf("%q is not a VXLAN network identifier from %d to %d", part, minVSID, maxVSID)
+			}
+			if slices.Contains(o.VSIDs, uint32(n)) {
+				return fmt.Errorf("%d is there twice: each subnet has its own", n)
+			}
+			o.VSIDs = append(o.VSIDs, uint32(n))
+		}
+		return nil
+	}},
+	{name: "outbound_nat", aliases: []string{windows + "enable_outboundnat"}, modes: tunnelled, value: "`true` or `false`", doc: "The network itself leads outside, by its gateway and with the address of the host that the container is on; the engine's gateway network is not used, and ports cannot be published. `false` unless given.", set: func(o *Options, v string) (err error) {
+		o.OutboundNAT, err = parseBool(v)
+		return err
+	}},
+	{name: "outbound_nat_exceptions", aliases: []string{windows + "outboundnat_exceptions"}, modes: tunnelled, value: "`prefix[,prefix…]`", doc: "With `outbound_nat`, destinations that see the container's own address. They need a route back to it by this host.", set: func(o *Options, v string) error {
+		for part := range strings.SplitSeq(v, ",") {
+			p, err := netip.ParsePrefix(strings.TrimSpace(part))
+			if err != nil || p != p.Masked() {
+				return fmt.Errorf("%q is not a network prefix such as 192.0.2.0/24", part)
+			}
+			o.Exceptions = append(o.Exceptions, p)
+		}
+		return nil
+	}},
+	{name: "encrypted", modes: tunnelled, value: "`false`", doc: "Whether what goes from host to host is encrypted. This version cannot, and refuses `true`.", set: func(_ *Options, v string) error {
+		if on, err := parseBool(v); err != nil || !on {
+			return err
+		}
+		return errors.New("this version does not encrypt what goes from host to host: leave it out and keep the link between the hosts private, or encrypt that link")
+	}},
 	// What engines leave among a driver's options though it is theirs.
 	{name: engine + "enable_ipv4", engines: true},
 	{name: engine + "enable_ipv6", engines: true},
@@ -188,9 +237,16 @@ func refused(name string, m Name) string {
 	case "dns_suffix":
 		return "the engine writes a container's resolv.conf, not its network driver: use docker run --dns-search"
 	case "interface":
+		if m == Overlay {
+			return "the hosts of a cluster reach each other at the address that ADVERTISE sets (docker plugin set), for all overlay networks"
+		}
 		return "a nat network has no uplink of its own: it leaves by the host's routes"
 	case "vlan":
-		return "a nat network is not on the wire, so it has no VLAN"
+		return fmt.Sprintf("a network of mode %s is not on the wire, so it has no VLAN", m)
+	case "mac":
+		return "an Ethernet address that an address, or a name, always leads to could be on two hosts at once: give docker run --mac-address"
+	case "encrypted":
+		return "only overlay networks have a link between hosts to encrypt"
 	case "vsid":
 		return "only overlay networks have a VXLAN identifier"
 	case "outbound_nat", "outbound_nat_exceptions":
@@ -235,12 +291,19 @@ func ParseOptions(given map[string]string) (Options, error) {
 	return o, nil
 }
 
-// ParseEndpointOptions reads an endpoint's options (docker run --network name=…,driver-opt=K=V).
-func ParseEndpointOptions(given map[string]string) error {
+// ParseEndpointOptions reads an endpoint's options (docker run --network name=…,driver-opt=K=V): the name of its
+// link in the container, if it is to have one.
+func ParseEndpointOptions(given map[string]string) (ifName string, err error) {
+	const ifNameKey = engine + "endpoint.ifname"
 	for _, key := range slices.Sorted(maps.Keys(given)) {
-		return fmt.Errorf("endpoint option %q is not known: this version has none", key)
+		if key != ifNameKey {
+			return "", fmt.Errorf("endpoint option %q is not known: there is %s alone", key, ifNameKey)
+		}
+		if ifName = given[key]; !wholeName.MatchString(ifName) {
+			return "", fmt.Errorf("endpoint option %s=%q: a link's name begins with a letter and has up to 15 letters, digits, '_', '-' or '.'", key, ifName)
+		}
 	}
-	return nil
+	return ifName, nil
 }
 
 // OptionsTable prints the options of a mode as a Markdown table, for its page in docs.

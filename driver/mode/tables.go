@@ -1,6 +1,7 @@
 package mode
 
 import (
+	"slices"
 	"time"
 
 	"github.com/dockway/dockway/driver/plan/nft"
@@ -21,8 +22,8 @@ const (
 // these; the rules never change.
 var (
 	// endpoints are addresses that nobody but their own network may send to.
-	endpoint4 = &nft.Set{Family: nft.Inet, Name: "endpoint4", Key: []nft.Type{nft.IPv4}, Guard: true, Comment: "addresses of containers"}
-	endpoint6 = &nft.Set{Family: nft.Inet, Name: "endpoint6", Key: []nft.Type{nft.IPv6}, Guard: true, Comment: "addresses of containers"}
+	endpoint4 = &nft.Set{Family: nft.Inet, Name: "endpoint4", Key: []nft.Type{nft.IPv4}, Size: maxAddresses, Guard: true, Comment: "addresses of containers"}
+	endpoint6 = &nft.Set{Family: nft.Inet, Name: "endpoint6", Key: []nft.Type{nft.IPv6}, Size: maxAddresses, Guard: true, Comment: "addresses of containers"}
 	// loopback are ports published on a loopback address.
 	loopback = &nft.Set{Family: nft.Inet, Name: "loopback", Key: []nft.Type{nft.IPv4, nft.Protocol, nft.Service}, Guard: true, Comment: "ports published on 127.0.0.0/8"}
 	// internal are the bridges of networks without a way out.
@@ -30,8 +31,8 @@ var (
 	// isolated are the bridges of networks with disable_icc.
 	isolated = &nft.Set{Family: nft.Inet, Name: "isolated", Key: []nft.Type{nft.IfName}, Guard: true, Comment: "bridges whose containers do not reach each other"}
 
-	member4   = &nft.Set{Family: nft.Inet, Name: "member4", Key: []nft.Type{nft.IfName, nft.IPv4}, Comment: "which bridge has which container"}
-	member6   = &nft.Set{Family: nft.Inet, Name: "member6", Key: []nft.Type{nft.IfName, nft.IPv6}, Comment: "which bridge has which container"}
+	member4   = &nft.Set{Family: nft.Inet, Name: "member4", Key: []nft.Type{nft.IfName, nft.IPv4}, Size: maxAddresses, Comment: "which bridge has which container"}
+	member6   = &nft.Set{Family: nft.Inet, Name: "member6", Key: []nft.Type{nft.IfName, nft.IPv6}, Size: maxAddresses, Comment: "which bridge has which container"}
 	uplinkSet = &nft.Set{Family: nft.Inet, Name: "uplink", Key: []nft.Type{nft.IfName}, Comment: "links with a default route"}
 
 	port4    = &nft.Set{Family: nft.Inet, Name: "port4", Key: []nft.Type{nft.IPv4, nft.Protocol, nft.Service}, Data: []nft.Type{nft.IPv4, nft.Service}, Comment: "ports published on one address"}
@@ -42,6 +43,7 @@ var (
 	source4    = &nft.Set{Family: nft.Bridge, Name: "source4", Key: []nft.Type{nft.IfName, nft.MAC, nft.IPv4}, Comment: "what a port may send as"}
 	source6    = &nft.Set{Family: nft.Bridge, Name: "source6", Key: []nft.Type{nft.IfName, nft.MAC, nft.IPv6}, Comment: "what a port may send as"}
 	autoconf   = &nft.Set{Family: nft.Bridge, Name: "autoconf", Key: []nft.Type{nft.IfName, nft.MAC}, Comment: "ports whose container makes its IPv6 addresses itself"}
+	advised    = &nft.Set{Family: nft.Bridge, Name: "advised", Key: []nft.Type{nft.IfName}, Comment: "ports whose container heeds routers' advertisements"}
 	station    = &nft.Set{Family: nft.Bridge, Name: "station", Key: []nft.Type{nft.IfName, nft.MAC}, Comment: "the container behind a port"}
 	dualStack  = &nft.Set{Family: nft.Bridge, Name: "ipv6", Key: []nft.Type{nft.IfName}, Comment: "ports with IPv6"}
 	published4 = &nft.Set{Family: nft.Bridge, Name: "published4", Key: []nft.Type{nft.IPv4, nft.Protocol, nft.Service}, Comment: "published ports that the default firewall would drop"}
@@ -55,6 +57,14 @@ var (
 const (
 	flowTimeout = 10 * time.Minute
 	maxFlows    = 65536
+)
+
+// Sets in which every packet of the host is looked up have a bound, far above what a host holds: a bridge has
+// 1,023 ports. The kernel searches a table of fixed size faster than one that grows, and one takes 16 bytes
+// for each element that it could have.
+const (
+	maxAddresses = 16 << 10
+	maxTunnels   = 32 << 10
 )
 
 // Priorities of nftables hooks, by their names in nft(8).
@@ -77,9 +87,10 @@ const (
 func InetTable() *nft.Table {
 	return &nft.Table{
 		Family: nft.Inet, Name: "dockway",
-		Sets: append([]*nft.Set{endpoint4, endpoint6, loopback, internal, isolated, member4, member6, uplinkSet, port4, port6, anyPort4, anyPort6}, externalInet...),
-		Chains: []*nft.Chain{
+		Sets: slices.Concat([]*nft.Set{endpoint4, endpoint6, loopback, internal, isolated, member4, member6, uplinkSet, port4, port6, anyPort4, anyPort6}, externalInet, overlayInet),
+		Chains: append([]*nft.Chain{
 			{Name: "raw", Type: "filter", Hook: "prerouting", Priority: prioRaw, Rules: []nft.Rule{
+				nft.R("between hosts of the cluster", nft.Is(nft.L4Proto, "udp"), nft.In(tunnelPort, nft.DPort), nft.Jump("encapsulated")),
 				nft.R("on an external switch: bridged, needs no tracking", nft.MarkIs{Bit: bridged}, nft.Notrack{}, nft.Accept),
 				nft.R("same network: bridged, needs no tracking", nft.Is(nft.IIfName, bridges), nft.In(member4, nft.IIfName, nft.IPDAddr), nft.Notrack{}, nft.Accept),
 				nft.R("same network: bridged, needs no tracking (6)", nft.Is(nft.IIfName, bridges), nft.In(member6, nft.IIfName, nft.IP6DAddr), nft.Notrack{}, nft.Accept),
@@ -115,12 +126,13 @@ func InetTable() *nft.Table {
 				nft.R("untracked or broken: would leave untranslated", nft.AnyOf(nft.CtState, "invalid", "untracked"), nft.Drop),
 				nft.R("published ports", nft.Is(nft.CtStatus, "dnat"), nft.Goto("admit")),
 				nft.R("nothing else comes in, from outside or from another network", nft.Is(nft.OIfName, bridges), nft.Drop),
+				nft.R("to an overlay", nft.Is(nft.OIfName, transit), nft.Goto("enter")),
 				nft.R("the outside, by an external switch", nft.Is(nft.OIfName, switches), nft.Goto("admit")),
 				nft.R("another switch of this host: its owner's rules decide", nft.Is(nft.OIfKind, "bridge"), nft.NotIn(uplinkSet, nft.OIfName), nft.Accept),
 				nft.R("the outside", nft.Goto("admit")),
 			}},
 			published,
-			redirects,
+			sent,
 			{Name: "admit", Rules: []nft.Rule{
 				nft.R("for DOCKER-USER, where the policy of FORWARD may be drop", nft.MarkSet{Bit: admitted}, nft.Accept),
 			}},
@@ -134,17 +146,22 @@ func InetTable() *nft.Table {
 				nft.R("container of an external switch to a published port: replies must come back here (6)", nft.Is(nft.CtStatus, "dnat"), nft.In(behindIP6, nft.IP6SAddr), nft.In(behindIP6, nft.IP6DAddr), nft.Masquerade{}),
 				nft.R("the outside sees the host", nft.IsNot(nft.OIfName, bridges), nft.In(endpoint4, nft.IPSAddr), nft.Masquerade{}),
 				nft.R("the outside sees the host (6)", nft.IsNot(nft.OIfName, bridges), nft.In(endpoint6, nft.IP6SAddr), nft.Masquerade{}),
+				nft.R("from an overlay", nft.Is(nft.IPSAddr, transit4.String()), nft.Masquerade{}),
+				nft.R("from an overlay (6)", nft.Is(nft.IP6SAddr, transit6.String()), nft.Masquerade{}),
 			}},
-		},
+		}, overlayChains...),
 	}
 }
 
 // BridgeTable is the part of the rules that every frame passes that enters or leaves a port of
 // ours: port security in, the default firewall out. A port without elements is shut.
-func BridgeTable() *nft.Table {
+func BridgeTable() *nft.Table { return portTable(externalSets, externalChains) }
+
+// portTable is it with the sets and chains of the modes that have it.
+func portTable(sets []*nft.Set, chains []*nft.Chain) *nft.Table {
 	return &nft.Table{
 		Family: nft.Bridge, Name: "dockway",
-		Sets: append([]*nft.Set{source4, source6, autoconf, station, dualStack, published4, published6, flow4, flow6}, externalSets...),
+		Sets: append([]*nft.Set{source4, source6, autoconf, advised, station, dualStack, published4, published6, flow4, flow6}, sets...),
 		Chains: append([]*nft.Chain{
 			{Name: "prerouting", Type: "filter", Hook: "prerouting", Priority: prioBrDstNAT, Rules: []nft.Rule{
 				nft.R("not ours", nft.IsNot(nft.IIfName, ports), nft.Accept),
@@ -154,7 +171,7 @@ func BridgeTable() *nft.Table {
 			{Name: "from4", Rules: []nft.Rule{
 				nft.R("foreign source", nft.NotIn(source4, nft.IIfName, nft.EtherSAddr, nft.IPSAddr), nft.Drop),
 				nft.R("tcp", nft.Is(nft.L4Proto, "tcp"), nft.Accept),
-				nft.R("containers serve no DHCP", nft.Is(nft.L4Proto, "udp"), nft.Is(nft.SPort, "67"), nft.Is(nft.DPort, "68"), nft.Drop),
+				nft.R("containers serve no DHCP", nft.Is(nft.L4Proto, "udp"), nft.Is(nft.DPort, "68"), nft.Drop),
 				nft.R("protocols that come back without asking", nft.AnyOf(nft.L4Proto, "icmp", "igmp", "udp"), nft.Accept),
 				nft.R("replies of other protocols may come back", nft.Update{Set: flow4, Fields: []nft.Field{nft.IIfName, nft.IPDAddr, nft.L4Proto}}),
 			}},
@@ -163,7 +180,7 @@ func BridgeTable() *nft.Table {
 				nft.R("foreign source", nft.NotIn(source6, nft.IIfName, nft.EtherSAddr, nft.IP6SAddr), nft.Drop),
 				nft.R("tcp", nft.Is(nft.L4Proto, "tcp"), nft.Accept),
 				nft.R("neighbour discovery", nft.Is(nft.L4Proto, "ipv6-icmp"), nft.Goto("fromnd")),
-				nft.R("containers serve no DHCPv6", nft.Is(nft.L4Proto, "udp"), nft.Is(nft.SPort, "547"), nft.Is(nft.DPort, "546"), nft.Drop),
+				nft.R("containers serve no DHCPv6", nft.Is(nft.L4Proto, "udp"), nft.Is(nft.DPort, "546"), nft.Drop),
 				nft.R("protocols that come back without asking", nft.Is(nft.L4Proto, "udp"), nft.Accept),
 				nft.R("replies of other protocols may come back", nft.Update{Set: flow6, Fields: []nft.Field{nft.IIfName, nft.IP6DAddr, nft.L4Proto}}),
 			}},
@@ -173,7 +190,7 @@ func BridgeTable() *nft.Table {
 			}},
 			{Name: "fromany6", Rules: []nft.Rule{
 				nft.R("containers are no routers", nft.AnyOf(nft.ICMPv6Type, "nd-router-advert", "nd-redirect"), nft.Drop),
-				nft.R("containers serve no DHCPv6", nft.Is(nft.L4Proto, "udp"), nft.Is(nft.SPort, "547"), nft.Is(nft.DPort, "546"), nft.Drop),
+				nft.R("containers serve no DHCPv6", nft.Is(nft.L4Proto, "udp"), nft.Is(nft.DPort, "546"), nft.Drop),
 				nft.R("protocols that come back without asking", nft.AnyOf(nft.L4Proto, "tcp", "udp", "ipv6-icmp"), nft.Accept),
 				nft.R("replies of other protocols may come back", nft.Update{Set: flow6, Fields: []nft.Field{nft.IIfName, nft.IP6DAddr, nft.L4Proto}}),
 			}},
@@ -186,6 +203,7 @@ func BridgeTable() *nft.Table {
 				nft.R("not ours", nft.IsNot(nft.OIfName, ports), nft.Accept),
 				nft.R("most of it", nft.Is(nft.EtherType, "ip"), nft.Is(nft.L4Proto, "tcp"), nft.Accept),
 				nft.R("no IPv6 for endpoints without it", nft.Is(nft.EtherType, "ip6"), nft.NotIn(dualStack, nft.OIfName), nft.Drop),
+				nft.R("its addresses and routes are given", nft.Is(nft.ICMPv6Type, "nd-router-advert"), nft.NotIn(advised, nft.OIfName), nft.Drop),
 				nft.R("the port's own flood, sent back by hairpin", nft.AnyOf(nft.PktType, "broadcast", "multicast"), nft.In(station, nft.OIfName, nft.EtherSAddr), nft.Drop),
 				nft.R("HNS's default firewall", nft.Is(nft.EtherType, "ip"), nft.AnyOf(nft.L4Proto, "icmp", "igmp", "udp"), nft.Accept),
 				nft.R("HNS's default firewall (6)", nft.Is(nft.EtherType, "ip6"), nft.AnyOf(nft.L4Proto, "tcp", "udp", "ipv6-icmp"), nft.Accept),
@@ -196,6 +214,6 @@ func BridgeTable() *nft.Table {
 				nft.R("replies (6)", nft.In(flow6, nft.OIfName, nft.IP6SAddr, nft.L4Proto), nft.Accept),
 				nft.R("every other protocol", nft.Drop),
 			}},
-		}, externalChains...),
+		}, chains...),
 	}
 }

@@ -77,11 +77,11 @@ func (s space) run(script string, args ...any) {
 	}
 }
 
-// take takes a link of another namespace.
-func (s space) take(from space, link, name, address string) {
+// take takes a link of another namespace as eth0.
+func (s space) take(from space, link, address string) {
 	s.t.Helper()
 	from.run("ip link set %s netns /proc/%d/fd/%d", link, os.Getpid(), s.file.Fd())
-	s.run("ip link set %s name %s\nip address add %s dev %s\nip link set %s up", link, name, address, name, name)
+	s.run("ip link set %s name eth0\nip address add %s dev eth0\nip link set eth0 up", link, address)
 }
 
 // serve answers connections to port 80 with a line.
@@ -179,8 +179,8 @@ ip address add 198.18.0.1/24 dev up0
 ip address add 198.18.1.1/24 dev up1
 ip link set up0 up
 ip link set up1 up`)
-	lan.take(host, "out0", "eth0", "198.18.0.100/24")
-	far.take(host, "out1", "eth0", "198.18.1.100/24")
+	lan.take(host, "out0", "198.18.0.100/24")
+	far.take(host, "out1", "198.18.1.100/24")
 	host.run(`ip route add default via 198.18.0.100
 iptables -N DOCKER-USER
 iptables -A FORWARD -j DOCKER-USER
@@ -220,7 +220,7 @@ nft add rule inet owner pre meta mark set 0x1000`)
 	for _, e := range append(append(openEndpoints, innerEndpoints...), apartEndpoints...) {
 		c := newSpace(t)
 		c.run("sysctl -qw net.ipv6.conf.default.accept_dad=0") // which would take a second
-		c.take(host, e.Peer(), "eth0", e.Address.String())
+		c.take(host, e.Peer(), e.Address.String())
 		gateway := e.Address.Masked().Addr().Next()
 		c.run("ip route add default via %s", gateway)
 		c.serve("container " + e.Address.Addr().String())
@@ -346,4 +346,61 @@ func (s space) say(address, text string) {
 			s.t.Errorf("say %q to %s: %v", text, address, err)
 		}
 	})
+}
+
+// TestEncapsulatedTraffic sends datagrams to the UDP port of VXLAN, here 7, of a host of a cluster that
+// has no overlay network: only a peer is heard, only at the address that it knows, and neither a
+// container nor a process of this host can speak to a peer.
+func TestEncapsulatedTraffic(t *testing.T) {
+	host, peer, stranger := newSpace(t), newSpace(t), newSpace(t)
+	host.run(`ip link add up0 type veth peer name out0
+ip link add up1 type veth peer name out1
+ip address add 198.18.0.1/24 dev up0
+ip address add 198.18.0.2/24 dev up0
+ip address add 198.18.1.1/24 dev up1
+ip link set up0 up
+ip link set up1 up`)
+	peer.take(host, "out0", "198.18.0.100/24")
+	stranger.take(host, "out1", "198.18.1.100/24")
+	stranger.run("ip route add default via 198.18.1.1")
+	peer.run("ip route add default via 198.18.0.1\nip address add 198.18.0.101/24 dev eth0")
+	n, endpoints := network(1, 0, func(*mode.Network) {})
+	cluster := mode.PlanPeers(netip.MustParseAddr("198.18.0.1"), 7, []netip.Addr{netip.MustParseAddr("198.18.0.100")})
+	wanted := mode.Host([]string{"up0"}).Merge(cluster, mode.Plan(n, endpoints))
+	var k *kernel.Kernel
+	var err error
+	host.in(func() {
+		if k, err = kernel.New(kernel.Config{Tables: []*nft.Table{mode.InetTable(), mode.BridgeTable()}}); err == nil {
+			err = k.Do(context.Background(), plan.Diff(nil, wanted))
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = k.Close() })
+	container := newSpace(t)
+	container.take(host, endpoints[0].Peer(), endpoints[0].Address.String())
+	container.run("ip route add default via %s", n.IPv4[0].Gateway)
+
+	heard := host.listen()
+	stranger.say("198.18.0.1:7", "stranger")
+	peer.say("198.18.0.2:7", "peer, to an address that it does not know")
+	container.say("198.18.0.1:7", "container")
+	peer.say("198.18.0.1:7", "peer")
+	if got := <-heard; got != "peer" {
+		t.Errorf("the host hears the %s", got)
+	}
+	heard = peer.listen()
+	container.say("198.18.0.100:7", "container")
+	host.in(func() { // refused at once, or not sent
+		if conn, err := net.Dial("udp", "198.18.0.100:7"); err == nil {
+			_, _ = io.WriteString(conn, "process")
+			_ = conn.Close()
+		}
+	})
+	stranger.say("198.18.0.100:7", "stranger")
+	peer.say("198.18.0.100:7", "itself")
+	if got := <-heard; got != "itself" {
+		t.Errorf("the peer hears a %s", got)
+	}
 }
