@@ -1,6 +1,7 @@
 package integration
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,6 +17,7 @@ func (w *wire) serves(t *testing.T, program lab.DHCPProgram, change func(*lab.DH
 	t.Helper()
 	config := lab.DHCPConfig{
 		Subnet: wire4, From: "198.18.64.200", To: "198.18.64.220", Router: wireGateway, Domain: "lan.example", MTU: 1400, Lease: 2 * time.Minute,
+		DNS:    []string{"198.18.64.53", "198.18.64.54"},
 		Routes: map[string]string{"0.0.0.0/0": wireGateway, "198.18.65.0/24": wireGateway, "198.19.77.0/24": outside4},
 	}
 	if change != nil {
@@ -48,8 +50,10 @@ func TestDHCP(t *testing.T) {
 					t.Fatalf("the container has %s, which is not the DHCP server's", a)
 				}
 				leases, err := server.Leases()
-				if err != nil || !strings.Contains(fmt.Sprint(leases), mac) {
-					t.Errorf("the server has no lease for %s: %v %v", mac, leases, err)
+				// Its name is sent where the engine tells it.
+				name := map[lab.Engine]string{lab.Moby: "leased-a"}[h.Engine]
+				if err != nil || len(leases) != 1 || leases[0].MAC != mac || leases[0].IP != a || leases[0].Host != name {
+					t.Errorf("the server has not leased %s to %s for the name %q: %v %v", a, mac, name, leases, err)
 				}
 				reaches(t, "outside to leased container", on(w.outside), "tcp", a+":80", outside4)
 				reaches(t, "leased container to another subnet", h.in("leased-a"), "tcp", far4+":80", a)
@@ -60,8 +64,8 @@ func TestDHCP(t *testing.T) {
 					}
 				}
 
-				if out, err := h.Dockway("endpoints", "--json"); err != nil || !strings.Contains(out, `"search":["lan.example"]`) {
-					t.Errorf("dockway does not show the search domain of the lease: %s %v", out, err)
+				if out, err := h.Dockway("endpoints", "--json"); err != nil || !strings.Contains(out, `"dns":["198.18.64.53","198.18.64.54"],"search":["lan.example"]`) {
+					t.Errorf("dockway does not show the DNS servers and the search domain of the lease: %s %v", out, err)
 				}
 
 				// The lease outlives the plugin, and is given back with the container.
@@ -99,9 +103,30 @@ func TestDHCPWithoutServer(t *testing.T) {
 	onWire(t, func(t *testing.T, _ *wire, h, _ *host) {
 		h.network("silent", "-o", "mode=transparent", "-o", "interface="+containerUplink)
 		start := time.Now()
-		h.refused("DHCP", "run", "--rm", "--name", "silent-a", "--network", "silent", lab.Image, "true")
+		h.refused("no DHCP server answered within 15s: check", "run", "--rm", "--name", "silent-a", "--network", "silent", lab.Image, "true")
 		if took := time.Since(start); took > 20*time.Second {
 			t.Errorf("the error came after %s", took)
+		}
+	})
+}
+
+// advertises has the router say on the wire that it is one, and that hosts may make addresses of its
+// subnet themselves, for the time of a test.
+func (w *wire) advertises(t *testing.T) {
+	t.Helper()
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// dnsmasq is a router's daemon too.
+	advertising, err := w.router.Start("router advertisement on eth0", filepath.Join(cache, "dockway", "dhcp", "usr", "sbin", "dnsmasq"), "--keep-in-foreground", "--log-facility=-", "--conf-file=/dev/null",
+		"--port=0", "--user=root", "--group=root", "--pid-file=", "--dhcp-leasefile=/dev/null", "--interface=eth0", "--bind-interfaces", "--enable-ra", "--dhcp-range=::,constructor:eth0,ra-only")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := advertising.Stop(); err != nil {
+			t.Error(err)
 		}
 	})
 }
@@ -109,21 +134,7 @@ func TestDHCPWithoutServer(t *testing.T) {
 // TestSLAAC: containers make IPv6 addresses of their own from the LAN's router advertisements.
 func TestSLAAC(t *testing.T) {
 	onWire(t, func(t *testing.T, w *wire, h, _ *host) {
-		cache, err := os.UserCacheDir()
-		if err != nil {
-			t.Fatal(err)
-		}
-		// dnsmasq is a router's daemon too.
-		advertising, err := w.router.Start("router advertisement on eth0", filepath.Join(cache, "dockway", "dhcp", "usr", "sbin", "dnsmasq"), "--keep-in-foreground", "--log-facility=-", "--conf-file=/dev/null",
-			"--port=0", "--user=root", "--group=root", "--pid-file=", "--dhcp-leasefile=/dev/null", "--interface=eth0", "--bind-interfaces", "--enable-ra", "--dhcp-range=::,constructor:eth0,ra-only")
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			if err := advertising.Stop(); err != nil {
-				t.Error(err)
-			}
-		})
+		w.advertises(t)
 		h.network("auto", "--subnet", wire4, "--gateway", wireGateway, "--ip-range", wirePart4[h.Engine], "-o", "mode=transparent", "-o", "interface="+containerUplink, "-o", "slaac=true")
 		network := "auto"
 		if h.Engine == lab.Moby { // it switches IPv6 off where it gives no address
@@ -151,7 +162,8 @@ func TestStableMAC(t *testing.T) {
 			h.wired("stable", "transparent", "-o", "mac=stable") // accepted: the MAC is random
 			return
 		}
-		w.serves(t, lab.Dnsmasq, nil)
+		var config lab.DHCPConfig
+		server := w.serves(t, lab.Dnsmasq, func(c *lab.DHCPConfig) { config = *c })
 		h.wired("stable", "transparent", "-o", "mac=stable")
 		h.network("stable-leased", "-o", "mode=transparent", "-o", "interface="+containerUplink, "-o", "mac=stable")
 		for _, network := range []string{"stable", "stable-leased"} {
@@ -167,6 +179,222 @@ func TestStableMAC(t *testing.T) {
 				t.Errorf("made again, the container has address %s, before %s", again, address)
 			}
 			h.docker("rm", "-f", "stable-a", "stable-b")
+			if network != "stable-leased" {
+				continue
+			}
+			// A reservation on the server holds for it.
+			const reserved = "198.18.64.230"
+			config.Reserved = map[string]string{mac: reserved}
+			if err := server.Reconfigure(config); err != nil {
+				t.Fatal(err)
+			}
+			h.client("stable-a", network)
+			if again := h.address("stable-a", network); again != reserved {
+				t.Errorf("the container has %s, and %s is reserved for its MAC %s", again, reserved, mac)
+			}
+			h.docker("rm", "-f", "stable-a")
 		}
 	})
+}
+
+// TestDHCPRenewal: a lease is renewed at T1 with the server that gave it; one that the server does not
+// renew is asked for anew, and what comes of it is told: a running container keeps what it has.
+func TestDHCPRenewal(t *testing.T) {
+	for _, program := range []lab.DHCPProgram{lab.Dnsmasq, lab.Kea} {
+		t.Run(string(program), func(t *testing.T) {
+			onWire(t, func(t *testing.T, w *wire, h, _ *host) {
+				const t1 = 4 * time.Second
+				var config lab.DHCPConfig
+				server := w.serves(t, program, func(c *lab.DHCPConfig) {
+					c.Renew, c.Rebind = t1, 100*time.Second
+					config = *c
+				})
+				h.network("renewed", "-o", "mode=transparent", "-o", "interface="+containerUplink)
+				h.server("renewed-a", "renewed")
+				a, mac := h.address("renewed-a", "renewed"), h.mac("renewed-a", "renewed")
+				until := func() time.Time { t.Helper(); return leasedUntil(t, server, a, mac) }
+				first, seen := until(), w.router.Capture(t, "eth0").Patient(3*t1)
+				seen.Saw(t, lab.DHCP("request").From(a).To(wireGateway).SourceMAC(mac))
+				seen.Saw(t, lab.DHCP("ack").To(a))
+				settled(t, "the server has more time on record for the lease", func() bool { return until().After(first) })
+				if told := h.leaseProblem("renewed-a", "renewed"); told != "" {
+					t.Errorf("a lease that is renewed is said to have the problem %q", told)
+				}
+
+				// The server has the address reserved for somebody else now, and another for the container.
+				const another = "198.18.64.231"
+				config.Reserved = map[string]string{mac: another, "02:42:00:00:64:31": a}
+				seen.Forget()
+				if err := server.Reconfigure(config); err != nil {
+					t.Fatal(err)
+				}
+				seen.Saw(t, lab.DHCP("nak"))
+				told := ""
+				settled(t, "the lease's problem to be told", func() bool {
+					told = h.leaseProblem("renewed-a", "renewed")
+					return strings.Contains(told, another)
+				})
+				if !strings.Contains(told, another) || !strings.Contains(told, a) {
+					t.Errorf("dockway tells %q of the lease, want %s and %s in it", told, a, another)
+				}
+				for _, words := range []string{"the DHCP server no longer grants " + a, "the DHCP server gives " + another + "/24 in place of " + a} {
+					if !strings.Contains(h.Log(1000), words) {
+						t.Errorf("the log lacks %q", words)
+					}
+				}
+				reaches(t, "outside to the container, which keeps its address", on(w.outside), "tcp", a+":80", outside4)
+				reaches(t, "the container, which keeps its address, to outside", h.in("renewed-a"), "tcp", outside4+":80", a)
+				h.killPlugin()
+				settled(t, "the lease's problem to be told after the plugin's restart", func() bool {
+					return strings.Contains(h.leaseProblem("renewed-a", "renewed"), another)
+				})
+				// Started again, it has what the server grants.
+				seen.Forget()
+				h.docker("restart", "-t", "0", "renewed-a")
+				seen.Saw(t, lab.DHCP("release").From(another))
+				if again := h.address("renewed-a", "renewed"); again == a || !strings.HasPrefix(again, "198.18.64.2") {
+					t.Errorf("started again, the container has %s, which is another's now", again)
+				}
+				if told := h.leaseProblem("renewed-a", "renewed"); told != "" {
+					t.Errorf("started again, the container's lease is said to have the problem %q", told)
+				}
+				w.forget(t)
+				reaches(t, "outside to the container, which is started again", on(w.outside), "tcp", h.address("renewed-a", "renewed")+":80", outside4)
+			})
+		})
+	}
+}
+
+// TestDHCPRebinding: after a restart of the plugin a lease is confirmed; when its server does not answer any more, any other
+// is asked.
+func TestDHCPRebinding(t *testing.T) {
+	onWire(t, func(t *testing.T, w *wire, h, _ *host) {
+		var config lab.DHCPConfig
+		server := w.serves(t, lab.Dnsmasq, func(c *lab.DHCPConfig) {
+			c.Renew, c.Rebind = 3*time.Second, 6*time.Second
+			config = *c
+		})
+		h.network("rebound", "-o", "mode=transparent", "-o", "interface="+containerUplink)
+		h.server("rebound-a", "rebound")
+		a, mac := h.address("rebound-a", "rebound"), h.mac("rebound-a", "rebound")
+		seen := w.router.Capture(t, "eth0").Patient(30 * time.Second)
+		h.killPlugin()
+		seen.Saw(t, lab.DHCP("request").From("0.0.0.0").To("255.255.255.255").SourceMAC(mac))
+		seen.Saw(t, lab.DHCP("request").From(a).To(wireGateway).SourceMAC(mac)) // and goes on as before
+		if err := server.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		second, err := w.outside.DHCP(lab.Dnsmasq, "eth0", config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := second.Stop(); err != nil {
+				t.Error(err)
+			}
+		})
+		seen.Saw(t, lab.DHCP("request").From(a).To("255.255.255.255").SourceMAC(mac))
+		settled(t, "the other server has the lease on record", func() bool {
+			leases, err := second.Leases()
+			return err == nil && len(leases) == 1 && leases[0].IP == a && leases[0].MAC == mac
+		})
+		if told := h.leaseProblem("rebound-a", "rebound"); told != "" {
+			t.Errorf("a lease that another server goes on with is said to have the problem %q", told)
+		}
+		reaches(t, "outside to container", on(w.outside), "tcp", a+":80", outside4)
+	})
+}
+
+// TestDHCPElsewhere: addresses are leased, kept and given back in a VLAN too, and without a switch.
+func TestDHCPElsewhere(t *testing.T) {
+	onWire(t, func(t *testing.T, w *wire, h, _ *host) {
+		w.trunked(t)
+		tagged := []string{"-o", fmt.Sprint("vlan=", vlanID)}
+		direct := []string{"-o", "backend=macvlan"}
+		for _, c := range []struct {
+			name, link, subnet, gateway, part, outside string
+			flags                                      []string
+		}{
+			{"direct", "eth0", wire4, wireGateway, "198.18.64.2", outside4, direct},
+			{"tagged", "eth0.20", vlan4, vlanGateway, "198.18.68.2", vlanOutside4, tagged},
+			{"tagged-direct", "eth0.20", vlan4, vlanGateway, "198.18.68.2", vlanOutside4, append(tagged, direct...)},
+		} {
+			server, err := w.router.DHCP(lab.Dnsmasq, c.link, lab.DHCPConfig{
+				Subnet: c.subnet, From: c.part + "00", To: c.part + "20", Router: c.gateway, Lease: 2 * time.Minute, Renew: 3 * time.Second,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				if err := server.Stop(); err != nil {
+					t.Error(err)
+				}
+			})
+			name := "elsewhere-" + c.name
+			h.network(name, append(c.flags, "-o", "mode=transparent", "-o", "interface="+containerUplink)...)
+			h.server(name+"-a", name)
+			a, mac := h.address(name+"-a", name), h.mac(name+"-a", name)
+			if !strings.HasPrefix(a, c.part) {
+				t.Fatalf("%s: the container has %s, which is not the DHCP server's", c.name, a)
+			}
+			until := func() time.Time { t.Helper(); return leasedUntil(t, server, a, mac) }
+			first := until()
+			if first.IsZero() {
+				t.Errorf("%s: the server has not leased %s to %s", c.name, a, mac)
+			}
+			w.forget(t)
+			reaches(t, c.name+": outside to leased container", on(w.outside), "tcp", a+":80", c.outside)
+			reaches(t, c.name+": leased container to another subnet", h.in(name+"-a"), "tcp", far4+":80", a)
+			if err := lab.WaitFor(20*time.Second, "the lease to be renewed", func() (bool, error) { return until().After(first), nil }); err != nil {
+				t.Errorf("%s: %v", c.name, err)
+			}
+			if told := h.leaseProblem(name+"-a", name); told != "" {
+				t.Errorf("%s: a lease that is renewed is said to have the problem %q", c.name, told)
+			}
+			h.docker("rm", "-f", name+"-a")
+			settled(t, c.name+": the server has the lease back", func() bool { return until().IsZero() })
+			h.docker("network", "rm", name)
+			if err := server.Stop(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// leaseProblem is what dockway tells of the lease of a container's address.
+func (h *host) leaseProblem(container, network string) string {
+	h.t.Helper()
+	out, err := h.Dockway("endpoints", "--json")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	var all []struct {
+		Address string `json:"address"`
+		Problem string `json:"lease_problem"`
+	}
+	if err := json.Unmarshal([]byte(out), &all); err != nil {
+		h.t.Fatalf("%v: %s", err, out)
+	}
+	for _, e := range all {
+		if strings.HasPrefix(e.Address, h.address(container, network)+"/") {
+			return e.Problem
+		}
+	}
+	h.t.Fatalf("dockway does not show %s: %s", container, out)
+	return ""
+}
+
+// leasedUntil is when the server's lease of an address to a MAC ends; zero: it has none on record.
+func leasedUntil(t *testing.T, server *lab.DHCPServer, ip, mac string) (end time.Time) {
+	t.Helper()
+	leases, err := server.Leases()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range leases {
+		if l.MAC == mac && l.IP == ip {
+			end = l.Until
+		}
+	}
+	return end
 }

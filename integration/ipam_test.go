@@ -40,6 +40,21 @@ func TestAddresses(t *testing.T) {
 	})
 }
 
+// TestGreatSubnets: a /8 and a /64, with containers at both ends of them.
+func TestGreatSubnets(t *testing.T) {
+	eachEngine(t, func(t *testing.T, h *host) {
+		h.network("great", "--subnet", "10.0.0.0/8", "--ipv6", "--subnet", "fd00:19:42::/64")
+		h.server("great-a", "great", "--ip", "10.255.255.254", "--ip6", "fd00:19:42:0:ffff:ffff:ffff:ffff")
+		h.client("great-b", "great")
+		if four, six := h.address("great-b", "great"), h.address6("great-b", "great"); four != "10.0.0.2" || six != "fd00:19:42::2" {
+			t.Errorf("the first container got %s and %s", four, six)
+		}
+		reaches(t, "the last address", h.in("great-b"), "tcp", "10.255.255.254:80", "10.0.0.2")
+		reaches(t, "the last address, IPv6", h.in("great-b"), "tcp", "[fd00:19:42:0:ffff:ffff:ffff:ffff]:80", "fd00:19:42::2")
+		h.refused("broadcast", "run", "--rm", "--network", "great", "--ip", "10.255.255.255", lab.Image, "true")
+	})
+}
+
 // TestChosenSubnets: networks without --subnet get different ones, none that the host routes.
 func TestChosenSubnets(t *testing.T) {
 	eachEngine(t, func(t *testing.T, h *host) {

@@ -26,6 +26,43 @@ func TestSameNetwork(t *testing.T) {
 	})
 }
 
+// TestEngineAddresses: a network of the engine's own address manager, with nothing said but the driver, is one
+// of mode nat, and has all that others have.
+func TestEngineAddresses(t *testing.T) {
+	stop := outsideServer(t)
+	defer stop()
+	eachEngine(t, func(t *testing.T, h *host) {
+		create := func(name string, args ...string) {
+			t.Helper()
+			h.docker(append(append([]string{"network", "create", "-d", lab.Plugin}, args...), name)...)
+			t.Cleanup(func() { h.docker("network", "rm", name) })
+		}
+		create("plain")
+		create("plain-six", "--subnet", "198.19.41.0/24", "--ipv6", "--subnet", "fd00:19:41::/64")
+		if out, err := h.Dockway("networks"); err != nil || strings.Count(out, "  nat  ") != 2 {
+			t.Errorf("dockway networks shows other than two of mode nat: %s, %v", out, err)
+		}
+		h.server("plain-a", "plain", "-p", "8009:80")
+		h.client("plain-b", "plain")
+		h.server("plain-c", "plain-six", "-p", "8010:80", "--ip", "198.19.41.77", "--ip6", "fd00:19:41::77")
+		for _, restarted := range []bool{false, true} {
+			if restarted {
+				h.killPlugin()
+			}
+			reaches(t, "same network", h.in("plain-b"), "tcp", h.address("plain-a", "plain")+":80", h.address("plain-b", "plain"))
+			reaches(t, "container to outside", h.in("plain-b"), "tcp", peer4+":80", h.ip)
+			reaches(t, "published port", on(shared.peer), "tcp", h.ip+":8009", peer4)
+			reaches(t, "hairpin", h.in("plain-b"), "tcp", h.ip+":8009", "")
+			reaches(t, "published port on localhost", on(h.Machine), "tcp", "127.0.0.1:8009", "")
+			reaches(t, "published port over IPv6", on(shared.peer), "tcp", "["+host6[h.Engine]+"]:8010", peer6)
+			reaches(t, "given address", on(h.Machine), "tcp", "198.19.41.77:80", "")
+			barred(t, "another network", h.in("plain-b"), "tcp", "198.19.41.77:80")
+		}
+		h.docker("rm", "-f", "plain-a")
+		barred(t, "the port of a container that is gone", on(shared.peer), "tcp", h.ip+":8009")
+	})
+}
+
 // TestTwoNetworks: two nat networks cannot reach each other, except through published ports.
 func TestTwoNetworks(t *testing.T) {
 	eachEngine(t, func(t *testing.T, h *host) {
@@ -45,7 +82,7 @@ func TestTwoNetworks(t *testing.T) {
 
 // TestOutside: the outside sees the host's address, and cannot reach a container's own.
 func TestOutside(t *testing.T) {
-	_, stop := outsideServer(t)
+	stop := outsideServer(t)
 	defer stop()
 	eachEngine(t, func(t *testing.T, h *host) {
 		h.network("out", "--subnet", "198.19.7.0/24")
@@ -54,6 +91,14 @@ func TestOutside(t *testing.T) {
 		reaches(t, "container to outside", h.in("out-a"), "tcp", peer4+":80", h.ip)
 		reaches(t, "container to outside", h.in("out-a"), "udp", peer4+":80", h.ip)
 		reaches(t, "host to container", on(h.Machine), "tcp", a+":80", "")
+		serve := h.Command(t.Context(), shared.probe, "serve", "tcp", ":8299")
+		if err := serve.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _, _ = h.Run("pkill", "-f", "serve tcp :8299"); _ = serve.Wait() })
+		for _, of := range []string{"198.19.7.1", h.ip} { // the gateway, and the host on the LAN
+			reaches(t, "container to a process of the host", h.in("out-a"), "tcp", of+":8299", a)
+		}
 		// Somebody on the LAN who knows the way.
 		route(t, shared.peer, "198.19.7.0/24", h.ip)
 		barred(t, "outside to a container's own address", on(shared.peer), "tcp", a+":80")
@@ -66,7 +111,7 @@ func TestOutside(t *testing.T) {
 
 // TestInternal: no way out and none in, but for the host.
 func TestInternal(t *testing.T) {
-	_, stop := outsideServer(t)
+	stop := outsideServer(t)
 	defer stop()
 	eachEngine(t, func(t *testing.T, h *host) {
 		h.network("inner", "--internal")
@@ -84,7 +129,7 @@ func TestInternal(t *testing.T) {
 
 // TestDisableICC: containers of the network cannot reach each other, the outside they can.
 func TestDisableICC(t *testing.T) {
-	_, stop := outsideServer(t)
+	stop := outsideServer(t)
 	defer stop()
 	eachEngine(t, func(t *testing.T, h *host) {
 		h.network("noicc", "-o", "disable_icc=true")
@@ -96,7 +141,7 @@ func TestDisableICC(t *testing.T) {
 	})
 }
 
-// TestLinkSettings: mtu, --ip, --mac-address, iface_prefix are what the container has.
+// TestLinkSettings: mtu, --ip, --mac-address, iface_prefix and the name of the link are what the container has.
 func TestLinkSettings(t *testing.T) {
 	eachEngine(t, func(t *testing.T, h *host) {
 		h.network("links", "--subnet", "198.19.8.0/24", "-o", "com.docker.network.driver.mtu=1400", "-o", "iface_prefix=net", "-o", "network_name=links")
@@ -110,6 +155,13 @@ func TestLinkSettings(t *testing.T) {
 		if out, err := h.Run("ip", "-o", "link", "show", "type", "bridge"); err != nil || !strings.Contains(out, "mtu 1400") {
 			t.Errorf("no bridge has MTU 1400: %s %v", out, err)
 		}
+		// Engines before moby 2.0 do not let a driver say the whole name.
+		named := map[lab.Engine]string{lab.Debian: "net0", lab.Moby: "lan0"}[h.Engine]
+		const option = "driver-opt=com.docker.network.endpoint.ifname="
+		if out := h.docker("run", "--rm", "--network", "name=links,"+option+"lan0", lab.Image, "ip", "-o", "link"); !strings.Contains(out, named+"@") {
+			t.Errorf("the container has no link %s: %s", named, out)
+		}
+		h.refused(`ifname="a/b": a link's name begins with a letter`, "run", "--rm", "--network", "name=links,"+option+"a/b", lab.Image, "true")
 		h.refused("taken", "run", "--rm", "--network", "links", "--ip", "198.19.8.77", lab.Image, "true")
 		h.refused(`did you mean "mtu"?`, "network", "create", "-d", lab.Plugin, "-o", "mut=1", "wrong")
 		h.refused("overlaps", "network", "create", "-d", lab.Plugin, "--subnet", "198.19.8.0/25", "wrong")
@@ -119,8 +171,10 @@ func TestLinkSettings(t *testing.T) {
 
 // TestSeveralNetworks: a container joins and leaves networks while it runs, and can be restarted.
 func TestSeveralNetworks(t *testing.T) {
+	stop := outsideServer(t)
+	defer stop()
 	eachEngine(t, func(t *testing.T, h *host) {
-		h.network("left")
+		h.network("left", "--subnet", "198.19.43.0/24")
 		h.network("right")
 		h.client("left-c", "left")
 		h.client("right-c", "right")
@@ -138,12 +192,26 @@ func TestSeveralNetworks(t *testing.T) {
 		h.docker("network", "disconnect", "right", "both")
 		barred(t, "after it is disconnected", h.in("right-c"), "tcp", right+":80")
 		reaches(t, "first network still", h.in("left-c"), "tcp", h.address("both", "left")+":80", "")
+		// The network that the container's default route and its port are of goes: the other takes over.
+		h.docker("network", "connect", "right", "both")
+		left := h.address("both", "left")
+		h.docker("network", "disconnect", "left", "both")
+		barred(t, "the network that was the gateway", h.in("left-c"), "tcp", left+":80")
+		reaches(t, "the other network", h.in("right-c"), "tcp", h.address("both", "right")+":80", "")
+		reaches(t, "container to outside by the other network", h.in("both"), "tcp", peer4+":80", h.ip)
+		if all := h.ports(h.address("both", "right"), 80); len(all["tcp"]) != 1 || all["tcp"][0] != 8003 {
+			t.Errorf("the other network has the ports %v", all)
+		}
+		reaches(t, "published port by the other network", on(shared.peer), "tcp", h.ip+":8003", peer4)
+		h.docker("network", "connect", "--ip", "198.19.43.77", "left", "both")
+		reaches(t, "connected again, with an address that was asked for", h.in("left-c"), "tcp", "198.19.43.77:80", "")
+		reaches(t, "published port, connected again", on(shared.peer), "tcp", h.ip+":8003", peer4)
 	})
 }
 
 // TestDualStack: IPv6 beside IPv4, with everything that IPv4 has.
 func TestDualStack(t *testing.T) {
-	_, stop := outsideServer(t)
+	stop := outsideServer(t)
 	defer stop()
 	eachEngine(t, func(t *testing.T, h *host) {
 		h.network("dual", "--subnet", "198.19.9.0/24", "--ipv6", "--subnet", "fd00:19:9::/64")
@@ -152,6 +220,7 @@ func TestDualStack(t *testing.T) {
 		if a := h.address6("dual-a", "dual"); a != "fd00:19:9::77" {
 			t.Errorf("--ip6 gave %s", a)
 		}
+		h.refused("taken", "run", "--rm", "--network", "dual", "--ip6", "fd00:19:9::77", lab.Image, "true")
 		b := h.address6("dual-b", "dual")
 		reaches(t, "same network", h.in("dual-b"), "tcp", "[fd00:19:9::77]:80", b)
 		reaches(t, "container to outside", h.in("dual-b"), "tcp", "["+peer6+"]:80", host6[h.Engine])
@@ -166,7 +235,7 @@ func TestDualStack(t *testing.T) {
 
 // TestIPv6Only: a network without IPv4, on the engine that has it.
 func TestIPv6Only(t *testing.T) {
-	_, stop := outsideServer(t)
+	stop := outsideServer(t)
 	defer stop()
 	h := onHost(t, shared.hosts[lab.Moby])
 	// Debian's command line does not have the flag: ask the engine itself.
@@ -193,9 +262,13 @@ func TestIPv6Only(t *testing.T) {
 	}
 }
 
-// TestBesideDocker: dockway and the engine's own bridges leave each other their rules.
+// TestBesideDocker: dockway and the engine's own bridges leave each other their rules, on a host as engines
+// leave one: it forwards nothing that no rule lets pass, and has its rules see bridged frames.
 func TestBesideDocker(t *testing.T) {
 	eachEngine(t, func(t *testing.T, h *host) {
+		if out := h.must("iptables -S FORWARD; cat /proc/sys/net/bridge/bridge-nf-call-iptables"); !strings.HasPrefix(out, "-P FORWARD DROP\n") || !strings.HasSuffix(out, "\n1") {
+			t.Errorf("the host is not as most are: %s", out)
+		}
 		h.network("ours")
 		h.docker("network", "create", "theirs")
 		t.Cleanup(func() { h.docker("network", "rm", "theirs") })
@@ -213,7 +286,7 @@ func TestBesideDocker(t *testing.T) {
 }
 
 // outsideServer runs a server on the outside peer, on port 80 of both protocols.
-func outsideServer(t *testing.T) (address string, stop func()) {
+func outsideServer(t *testing.T) (stop func()) {
 	t.Helper()
 	var stops []func()
 	for _, network := range []string{"tcp", "udp"} {
@@ -223,7 +296,7 @@ func outsideServer(t *testing.T) (address string, stop func()) {
 		}
 		stops = append(stops, func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 	}
-	return peer4 + ":80", func() {
+	return func() {
 		for _, s := range stops {
 			s()
 		}

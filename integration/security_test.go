@@ -164,7 +164,7 @@ type watcher struct {
 }
 
 // watchIn watches a container's link until a frame comes with the words end in it.
-func (h *host) watchIn(container, link, end string) *watcher {
+func (h *host) watchIn(container, link, end string) *watcher { //nolint:unparam // the call says which end, as of watchOn
 	h.t.Helper()
 	return watch(h.t, h.Machine, "docker", "exec", container, "/probe", "-timeout", "15s", "watch", "link", link, end)
 }
@@ -427,7 +427,9 @@ func (s speaker) forged() []forgery {
 		{"redirect", func(m string) []byte { return nd(s.toMAC, s.mac, 137, link, s.to6, s.foreign6, m) }, true},
 		{"DHCP server's answer", func(m string) []byte { return udp(s.toMAC, s.mac, s.v4, 67, s.to4, 68, m) }, false},
 		{"DHCP server's flooded answer", func(m string) []byte { return udp(floodedMAC, s.mac, s.v4, 67, "255.255.255.255", 68, m) }, false},
+		{"DHCP server's answer from another port", func(m string) []byte { return udp(s.toMAC, s.mac, s.v4, 6767, s.to4, 68, m) }, false},
 		{"DHCPv6 server's answer", func(m string) []byte { return udp(s.toMAC, s.mac, link, 547, s.to6, 546, m) }, true},
+		{"DHCPv6 server's answer from another port", func(m string) []byte { return udp(s.toMAC, s.mac, link, 5470, s.to6, 546, m) }, true},
 		{"VLAN tag", func(m string) []byte { return tagged(0x8100, udp(s.toMAC, s.mac, s.v4, 7, s.to4, 7, m)) }, false},
 		{"service provider's tag", func(m string) []byte { return tagged(0x88a8, udp(s.toMAC, s.mac, s.v4, 7, s.to4, 7, m)) }, false},
 		{"BPDU", func(m string) []byte {
@@ -504,7 +506,7 @@ func TestGuardedFromTheStart(t *testing.T) {
 		} {
 			args = append(args, hex.EncodeToString(frame))
 		}
-		seen := watch(t, h.Machine, shared.probe, "-timeout", "20s", "watch", "out", "dwv", "the end")
+		seen := watch(t, h.Machine, shared.probe, "-timeout", "60s", "watch", "out", "dwv", "the end")
 		h.docker(append([]string{"exec", "-d", "flood-a", "/probe"}, args...)...)
 		for i := range 3 {
 			name := "flood-b" + strconv.Itoa(i)
@@ -556,9 +558,35 @@ func TestWithoutIPv6(t *testing.T) {
 	})
 }
 
+// TestEndpointWithoutIPv6: a container for which the engine asks no IPv6 address has no IPv6 on a network that
+// has, neither to send nor to hear. Engines before 28 ask one for every container.
+func TestEndpointWithoutIPv6(t *testing.T) {
+	h := onHost(t, shared.hosts[lab.Moby])
+	h.network("mixed", "--subnet", "198.19.44.0/24", "--ipv6", "--subnet", "fd00:19:44::/64")
+	h.client("mixed-a", "mixed", "--sysctl", "net.ipv6.conf.all.disable_ipv6=1")
+	h.client("mixed-b", "mixed")
+	a4, a6, aMAC := h.address("mixed-a", "mixed"), h.address6("mixed-a", "mixed"), mac(t, h.exec("mixed-a"), "eth0")
+	b4, b6, bMAC := h.address("mixed-b", "mixed"), h.address6("mixed-b", "mixed"), mac(t, h.exec("mixed-b"), "eth0")
+	if a6 != "" || b6 == "" {
+		t.Fatalf("the containers have %q and %q: only the second should have IPv6", a6, b6)
+	}
+	for _, way := range []struct{ from, fromMAC, from4, from6, to, toMAC, to4, to6 string }{
+		{"mixed-a", aMAC, a4, linkLocal(aMAC), "mixed-b", bMAC, b4, b6},
+		{"mixed-b", bMAC, b4, b6, "mixed-a", aMAC, a4, linkLocal(aMAC)},
+	} {
+		seen := h.watchIn(way.to, "eth0", "the end")
+		sendFrames(t, h.in(way.from), "eth0",
+			udp(way.toMAC, way.fromMAC, way.from6, 7, way.to6, 7, "IPv6"),
+			udp(allNodesMAC, way.fromMAC, way.from6, 7, allNodes, 7, "IPv6 to all"),
+			udp(way.toMAC, way.fromMAC, way.from4, 7, way.to4, 7, "IPv4"),
+			udp(way.toMAC, way.fromMAC, way.from4, 7, way.to4, 7, "the end"))
+		same(t, way.from+" to "+way.to, seen.said("IPv6", "IPv4"), []string{"IPv4"})
+	}
+}
+
 // TestNFTablesBackend: beside an engine that speaks nftables itself, which has no DOCKER-USER.
 func TestNFTablesBackend(t *testing.T) {
-	_, stop := outsideServer(t)
+	stop := outsideServer(t)
 	defer stop()
 	const ip4, ip6 = "198.18.0.3", "fd00:18::3"
 	started, err := shared.host("nftables", lab.Moby, "--firewall-backend=nftables", "--ip-forward=false")

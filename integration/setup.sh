@@ -57,9 +57,10 @@ debian() {
 # So would be the DHCP servers. The libraries that they need besides are installed: see packages below.
 dhcp() {
 	say "fetching Debian's DHCP servers (dnsmasq 2.90, Kea 2.2)"
-	unpack "$1" dnsmasq-base kea-dhcp4-server kea-common
+	unpack "$1" dnsmasq-base kea-dhcp4-server kea-dhcp6-server kea-common
 	rm -rf "$1/etc" "$1/lib" "$1/usr/share"
 	LD_LIBRARY_PATH=$(echo "$1"/usr/lib/*/) "$1/usr/sbin/kea-dhcp4" -v >/dev/null || fail "Kea does not run"
+	LD_LIBRARY_PATH=$(echo "$1"/usr/lib/*/) "$1/usr/sbin/kea-dhcp6" -v >/dev/null || fail "Kea does not run"
 	"$1/usr/sbin/dnsmasq" -v >/dev/null || fail "dnsmasq does not run"
 }
 
@@ -90,6 +91,7 @@ modules() {
 
 [ "$(id -u)" = 0 ] || fail "the lab is made of namespaces: run this as root"
 command -v go >/dev/null || fail "there is no go command: install Go first"
+printf '%s\n' go1.21 "$(cd / && go env GOVERSION)" | sort -VC || fail "$(cd / && go env GOVERSION) is too old: install Go 1.21 or later, which fetches the version of go.mod"
 packages nftables iptables iproute2 tcpdump busybox-static conntrack pkg-config libseccomp-dev gcc libc6-dev \
 	libdevmapper1.02.1 libsystemd0 util-linux procps kmod \
 	liblog4cplus-2.0.5 libmariadb3 libpq5 libssl3 libdbus-1-3 libidn2-0 libnetfilter-conntrack3 libnftables1
@@ -98,6 +100,7 @@ mkdir -p "$cache"
 exec 9>"$cache/lock" # two at once: the second waits, and finds all done
 flock 9
 cached debian debian
+[ -x "$cache/dhcp/usr/sbin/kea-dhcp6" ] || rm -rf "$cache/dhcp" # of before there was DHCPv6
 cached dhcp dhcp
 cached "moby-$moby-$containerd-$runc" mobyengine
 ln -sfn "moby-$moby-$containerd-$runc" "$cache/moby"

@@ -83,12 +83,15 @@ var (
 // order, routes of all tables. Times that run out are not told.
 func (h *host) onLink(link string) string {
 	h.t.Helper()
-	out := h.must(strings.ReplaceAll(`cat /sys/class/net/LINK/address /sys/class/net/LINK/mtu; `+hostsOwn, "LINK", link))
-	return h.anonymous(out, link)
+	return h.anonymous(h.must(strings.ReplaceAll(allOwn, "LINK", link)), link)
 }
 
-// hostsOwn lists addresses and routes.
-const hostsOwn = `ip -o address show dev LINK | sed 's/^[0-9]*: *//'; (ip -4 route show table all dev LINK; ip -6 route show table all dev LINK) | sort`
+const (
+	// allOwn is all that onLink lists.
+	allOwn = `cat /sys/class/net/LINK/address /sys/class/net/LINK/mtu; ` + hostsOwn
+	// hostsOwn lists addresses and routes.
+	hostsOwn = `ip -o address show dev LINK | sed 's/^[0-9]*: *//'; (ip -4 route show table all dev LINK; ip -6 route show table all dev LINK) | sort`
+)
 
 func (h *host) anonymous(out, link string) string {
 	out = ownRoutes.ReplaceAllString(out+"\n", "")
@@ -99,7 +102,7 @@ func (h *host) anonymous(out, link string) string {
 func (h *host) moved(what, before string) {
 	h.t.Helper()
 	on, left := "", ""
-	if err := lab.WaitFor(2*time.Second, "the move", func() (bool, error) {
+	if err := lab.WaitFor(soon, "the move", func() (bool, error) {
 		on = h.onLink(externalSwitch)
 		left = h.anonymous(h.must(strings.ReplaceAll(hostsOwn, "LINK", containerUplink)), containerUplink)
 		return on == before && strings.TrimSpace(left) == "", nil
@@ -126,14 +129,16 @@ func (h *host) addressLives(link, address string) (valid, preferred int) {
 	return valid, preferred
 }
 
-// serves starts a server on the host itself.
+// serves starts servers on the host itself, for TCP and UDP.
 func (h *host) serves() {
 	h.t.Helper()
-	p, err := h.Start("", shared.probe, "serve", "tcp", ":"+strconv.Itoa(hostServing))
-	if err != nil {
-		h.t.Fatal(err)
+	for _, network := range []string{"tcp", "udp"} {
+		p, err := h.Start("", shared.probe, "serve", network, ":"+strconv.Itoa(hostServing))
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		h.t.Cleanup(func() { _ = p.Stop() })
 	}
-	h.t.Cleanup(func() { _ = p.Stop() })
 }
 
 // reached fails the test unless the outside reaches the host itself.
@@ -288,6 +293,14 @@ func TestUplinkMoveKilled(t *testing.T) {
 		t.Parallel() // mostly it waits for plugins to get older
 		h.collectsAfter(time.Second)
 		h.serves()
+		var streams []*lab.Stream
+		for i, address := range []string{h.wire4, "[" + h.wire6 + "]"} {
+			s, err := shared.lab.Stream(w.outside, h.Machine, fmt.Sprintf("%s:%d", address, 9010+i))
+			if err != nil {
+				t.Fatal(err)
+			}
+			streams = append(streams, s)
+		}
 		before, had := h.uplink(), h.onLink(containerUplink)
 		create := func() (string, error) {
 			return h.Docker("network", "create", "-d", lab.Plugin, "--ipam-driver", lab.Plugin, "--subnet", wire4, "--gateway", wireGateway, "--ip-range", wirePart4[h.Engine],
@@ -352,14 +365,24 @@ func TestUplinkMoveKilled(t *testing.T) {
 			if strings.Contains(found, " "+containerUplink+" ") && strings.Contains(found, " "+externalSwitch+" ") {
 				between++ // addresses are on both
 			}
+			_, err = h.Docker("network", "inspect", "move")
 			recorded := onRecord()
-			if recorded {
-				h.moved(what+", network on record", had)
-			} else {
+			switch {
+			case !recorded:
 				h.restored(what+", network not on record", before)
+			case err == nil:
+				h.moved(what+", network on record", had)
+			default: // and can be collected at any moment, as the engine does not know it
+				on := ""
+				if err := lab.WaitFor(10*time.Second, "all to have moved", func() (bool, error) {
+					out, err := h.Script(strings.ReplaceAll(allOwn, "LINK", externalSwitch))
+					on = h.anonymous(out, externalSwitch)
+					return err == nil && on == had || !onRecord(), nil
+				}); err != nil {
+					t.Errorf("%s, network on record: %v: the uplink had\n%s\nand the switch has\n%s", what, err, had, on)
+				}
 			}
 			h.reached(what, w)
-			_, err = h.Docker("network", "inspect", "move")
 			fates[fmt.Sprintf("succeeded %t, on record %t, engine has it %t", failed == nil, recorded, err == nil)]++
 			if err != nil {
 				// What the engine does not know is collected after a while, and its subnet is free then.
@@ -385,6 +408,13 @@ func TestUplinkMoveKilled(t *testing.T) {
 				t.Fatalf("%v: %s", err, out)
 			}
 			killed("remove", i*removing/rounds, remove)
+		}
+		for i, s := range streams {
+			report, err := s.End()
+			if err != nil {
+				t.Errorf("connection %d to the host, through %d kills: %v", i, 2*rounds, err)
+			}
+			t.Logf("connection %d: %d bytes there, %d back, none for at most %s", i, report.There, report.Back, report.Longest)
 		}
 		t.Logf("of %d changes in the move, %d in the way back; %d times killed with addresses on both; %v", creating, removing, between, fates)
 	}, poolsLost)
@@ -418,6 +448,67 @@ func TestUplinkShared(t *testing.T) {
 		c.flowed()
 		h.docker("rm", "-f", "shared-b")
 		h.docker("network", "rm", "shared-two") // onWire sees that all is back
+	})
+}
+
+// TestVLANShared: networks of one uplink and VLAN share what the VLAN is made of, until the last is removed. The uplink
+// and what is untagged stay as they are.
+func TestVLANShared(t *testing.T) {
+	onWire(t, func(t *testing.T, w *wire, h, _ *host) {
+		w.trunked(t)
+		const made = "ip -o link | grep -o ' dw[a-z0-9.]*[:@]' | sort | tr -d '\n'; tc filter show dev " + containerUplink + " ingress; ip -d -o link show " + containerUplink + " | grep -o 'promiscuity [0-9]*'"
+		before, had := h.must(made), h.onLink(containerUplink)
+		h.tagged("vshared-one", "transparent")
+		whole := h.must(made)
+		if whole == before {
+			t.Fatalf("a VLAN is made of nothing: %s", whole)
+		}
+		h.network("vshared-two", "--subnet", second4, "--gateway", secondGateway, "-o", "mode=l2bridge", "-o", "interface="+containerUplink, "-o", fmt.Sprint("vlan=", vlanID))
+		if now := h.must(made); now != whole {
+			t.Errorf("with one network the VLAN is made of\n%s\nwith two of\n%s", whole, now)
+		}
+		if now := h.onLink(containerUplink); now != had {
+			t.Errorf("before the VLAN the uplink had\n%s\nand with it\n%s", had, now)
+		}
+		h.server("vshared-a", "vshared-one")
+		h.docker("rm", "-f", "vshared-a")
+		h.docker("network", "rm", "vshared-one")
+		settled(t, "the VLAN stays with one of two networks removed", func() bool { return h.must(made) == whole })
+		h.tagged("vshared-three", "l2bridge")
+		h.docker("network", "rm", "vshared-two")
+		h.server("vshared-c", "vshared-three")
+		for _, network := range []string{"tcp", "udp"} {
+			reaches(t, "the network that is left", on(w.outside), network, h.address("vshared-c", "vshared-three")+":80", vlanOutside4)
+		}
+		h.docker("rm", "-f", "vshared-c")
+		h.docker("network", "rm", "vshared-three")
+		settled(t, "nothing is left of the VLAN", func() bool { return h.must(made) == before })
+		if now := h.must(made); now != before {
+			t.Errorf("of the VLAN is left\n%s\nbefore it there was\n%s", now, before)
+		}
+	})
+}
+
+// TestUplinkMTU: the switch has the MTU that its uplink has now, and so has a container that is started then.
+func TestUplinkMTU(t *testing.T) {
+	onWire(t, func(t *testing.T, w *wire, h, _ *host) {
+		h.wired("mtu", "transparent")
+		h.server("mtu-a", "mtu")
+		t.Cleanup(func() { h.must("ip link set " + containerUplink + " mtu 1500") })
+		for _, mtu := range []string{"1400", "1500"} {
+			h.must("ip link set " + containerUplink + " mtu " + mtu)
+			settled(t, "the switch has MTU "+mtu, func() bool {
+				return strings.Contains(h.must("ip link show "+externalSwitch), "mtu "+mtu+" ")
+			})
+			h.docker("restart", "-t", "0", "mtu-a")
+			if out := h.docker("exec", "mtu-a", "ip", "link", "show", "eth0"); !strings.Contains(out, "mtu "+mtu+" ") {
+				t.Errorf("with an uplink of MTU %s the container has %s", mtu, out)
+			}
+			a := h.address("mtu-a", "mtu") // given anew
+			w.forget(t)
+			reaches(t, "outside to container with MTU "+mtu, on(w.outside), "tcp", a+":80", outside4)
+			reaches(t, "host to container with MTU "+mtu, on(h.Machine), "tcp", a+":80", h.wire4)
+		}
 	})
 }
 
@@ -457,7 +548,11 @@ func TestUplinkBridge(t *testing.T) {
 			h.wired(name, mode, "-o", "interface=br0")
 			unchanged(mode + ", network made")
 			w.forget(t)
-			h.server(name+"-a", name)
+			var published []string
+			if mode != "transparent" {
+				published = []string{"-p", "8087:80", "-p", "8087:80/udp"}
+			}
+			h.server(name+"-a", name, published...)
 			h.server(name+"-b", name)
 			a, a6, b := h.address(name+"-a", name), h.address6(name+"-a", name), h.address(name+"-b", name)
 			seen := w.outside.Capture(t, "eth0")
@@ -473,6 +568,16 @@ func TestUplinkBridge(t *testing.T) {
 					reaches(t, mode+": host to container, IPv6", on(h.Machine), network, "["+a6+"]:80", h.wire6)
 					reaches(t, mode+": container to outside, IPv6", h.in(name+"-a"), network, "["+outside6+"]:80", a6)
 				}
+				if published == nil {
+					continue
+				}
+				client := map[string]string{"l2bridge": outside4, "l2tunnel": h.wire4}[mode] // a relay speaks for it
+				reaches(t, mode+": outside to published port", on(w.outside), network, h.wire4+":8087", client)
+				reaches(t, mode+": another subnet to published port", on(w.far), network, h.wire4+":8087", strings.Replace(client, outside4, far4, 1))
+				reaches(t, mode+": host to published port", on(h.Machine), network, h.wire4+":8087", "")
+				reaches(t, mode+": host to published port on loopback", on(h.Machine), network, "127.0.0.1:8087", "")
+				reaches(t, mode+": container to published port", h.in(name+"-b"), network, h.wire4+":8087", "")
+				reaches(t, mode+": container to its own published port", h.in(name+"-a"), network, h.wire4+":8087", "")
 			}
 			if mac := h.mac(name+"-a", name); mode == "transparent" {
 				seen.Saw(t, lab.TCP().From(a).SourceMAC(mac))
@@ -533,6 +638,18 @@ ip tuntap add tap0 mode tun; ip link set tap0 up`)
 		} {
 			h.refused(words, "network", "create", "-d", lab.Plugin, "--ipam-driver", lab.Plugin, "--subnet", second4, "--gateway", secondGateway, "-o", "mode=transparent", "-o", "interface="+link, "wrong")
 		}
+		second := []string{"network", "create", "-d", lab.Plugin, "--ipam-driver", lab.Plugin, "--subnet", second4, "--gateway", secondGateway, "-o", "mode=transparent", "-o", "interface=" + containerUplink}
+		h.refused("the switch of another network holds it, and macvlan links cannot share it: leave backend=macvlan out", append(second, "-o", "backend=macvlan", "wrong")...)
+		// Nor can a switch share it with macvlan links, dockway's own or others.
+		h.docker("network", "rm", "refused-wire")
+		h.wired("refused-direct", "transparent", "-o", "backend=macvlan", "-o", "host_access=true")
+		settled(t, "macvlan links are on the uplink", func() bool { return strings.Contains(h.must("ip -o link show type macvlan"), "dwm") })
+		before := h.onLink(containerUplink)
+		h.refused("uplink "+containerUplink+" is in use by another link", append(second, "wrong")...)
+		settled(t, "the uplink is as it was before the refusal", func() bool { return h.onLink(containerUplink) == before })
+		if now := h.onLink(containerUplink); now != before {
+			t.Errorf("before a refusal the uplink had\n%s\nand after it\n%s", before, now)
+		}
 	})
 }
 
@@ -562,7 +679,7 @@ func TestUplinkReturns(t *testing.T) {
 		}
 		reachable("before")
 		other := map[lab.Engine]string{lab.Debian: "02:64:00:00:00:77", lab.Moby: "02:64:00:00:00:78"}[h.Engine]
-		for i, now := range []string{original, other, original} {
+		for _, now := range []string{original, other, original} {
 			if err := w.lan.Unplug(h.Machine, containerUplink); err != nil {
 				t.Fatal(err)
 			}
@@ -587,9 +704,6 @@ func TestUplinkReturns(t *testing.T) {
 				t.Error(err)
 			}
 			t.Logf("back in sync %s after the uplink's return", time.Since(start).Round(time.Millisecond))
-			if i > 0 { // neighbours that hold the MAC that it had ask again after some 10 seconds
-				w.forget(t)
-			}
 			seen := w.outside.Capture(t, "eth0")
 			reachable("after the uplink's return as " + now)
 			t.Logf("reached again %s after the uplink's return", time.Since(start).Round(time.Millisecond))
@@ -604,6 +718,72 @@ func TestUplinkReturns(t *testing.T) {
 			}
 			seen.Saw(t, lab.TCP().From(a).SourceMAC(now))
 			seen.Saw(t, lab.TCP().From(a6).SourceMAC(now))
+			seen.Never(t, lab.Mentions(mac))
+		}
+	})
+}
+
+// TestUplinkReturnsAsAnother: when the uplink returns with another MAC, the wire is told of it: who
+// remembers the host, or a container behind its MAC, need not find out.
+func TestUplinkReturnsAsAnother(t *testing.T) {
+	eachWiredSurvivor(t, func(t *testing.T, w *wire, h *host) {
+		h.serves()
+		h.wired("another-bridge", "l2bridge")
+		h.network("another-tunnel", "--subnet", second4, "--gateway", secondGateway, "-o", "mode=l2tunnel", "-o", "interface="+containerUplink)
+		h.network("another-vlan", "--subnet", vlan4, "--gateway", vlanGateway, "-o", "mode=l2bridge", "-o", "interface="+containerUplink, "-o", fmt.Sprint("vlan=", vlanID))
+		w.trunked(t)
+		if _, err := w.router.Run("ip", "address", "add", secondGateway+"/24", "dev", "eth0"); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _, _ = w.router.Run("ip", "address", "delete", secondGateway+"/24", "dev", "eth0") })
+		h.server("another-a", "another-bridge")
+		h.server("another-b", "another-tunnel")
+		h.server("another-c", "another-vlan")
+		a, a6, mac := h.address("another-a", "another-bridge"), h.address6("another-a", "another-bridge"), h.mac("another-a", "another-bridge")
+		b, c := h.address("another-b", "another-tunnel"), h.address("another-c", "another-vlan")
+		all := map[string]string{
+			"host": fmt.Sprintf("%s:%d", h.wire4, hostServing), "host, IPv6": fmt.Sprintf("[%s]:%d", h.wire6, hostServing),
+			"l2bridge": a + ":80", "l2bridge, IPv6": "[" + a6 + "]:80", "l2tunnel": b + ":80", "VLAN": c + ":80",
+		}
+		for what, address := range all {
+			reaches(t, "before: "+what, on(w.outside), "tcp", address, "")
+		}
+		original, err := h.MAC(containerUplink)
+		if err != nil {
+			t.Fatal(err)
+		}
+		other := map[lab.Engine]string{lab.Debian: "02:64:00:00:00:79", lab.Moby: "02:64:00:00:00:7a"}[h.Engine]
+		for _, now := range []string{other, original} {
+			if err := w.lan.Unplug(h.Machine, containerUplink); err != nil {
+				t.Fatal(err)
+			}
+			seen := w.outside.Capture(t, "eth0")
+			if err := w.lan.PlugAs(h.Machine, containerUplink, now); err != nil {
+				t.Fatal(err)
+			}
+			const announced = 6 * time.Second // by themselves neighbours find out after 8 s at the earliest
+			start := time.Now()
+			var wg sync.WaitGroup
+			for what, address := range all {
+				wg.Go(func() {
+					if err := lab.WaitFor(announced, what+" to be reached after the uplink's return as "+now, func() (bool, error) {
+						_, err := on(w.outside)("-timeout", "200ms", "ask", "tcp", address)
+						return err == nil, err
+					}); err != nil {
+						t.Error(err)
+						return
+					}
+					t.Logf("%s is reached again %s after the uplink's return", what, time.Since(start).Round(time.Millisecond))
+				})
+			}
+			wg.Wait()
+			for _, address := range []string{h.wire4, a, b} {
+				seen.Saw(t, lab.ARPRequest().From(address).To(address).SenderMAC(now).SourceMAC(now).Untagged())
+			}
+			seen.Saw(t, lab.ARPRequest().From(c).To(c).SenderMAC(now).SourceMAC(now).VLAN(vlanID))
+			for _, address := range []string{h.wire6, a6} {
+				seen.Saw(t, lab.NeighbourAdvertisement().About(address).LinkLayer(now).SourceMAC(now))
+			}
 			seen.Never(t, lab.Mentions(mac))
 		}
 	})
@@ -725,6 +905,9 @@ func TestWireOptions(t *testing.T) {
 			pool := "02-64-00-00-02-00,02-64-00-00-02-00"
 			w.forget(t)
 			h.wired(name, mode, "-o", "mtu=1400", "-o", "network_name=shown "+mode, "-o", "iface_prefix=lan", "-o", "mac_pool="+pool, "-o", "disable_icc=true")
+			if mode != "transparent" {
+				flags = append(flags, "-p", "8095:80", "-p", "8095:80/udp")
+			}
 			h.server(name+"-a", name, append(flags, "--ip", wanted4)...)
 			h.server(name+"-b", name)
 			link := h.docker("exec", name+"-a", "ip", "-o", "link", "show", "lan0")
@@ -750,6 +933,10 @@ func TestWireOptions(t *testing.T) {
 				reaches(t, mode+": outside to container", on(w.outside), network, wanted4+":80", outside4)
 				reaches(t, mode+": host to container", on(h.Machine), network, wanted4+":80", h.wire4)
 				reaches(t, mode+": container to outside", h.in(name+"-b"), network, outside4+":80", b)
+				if mode != "transparent" {
+					reaches(t, mode+": outside to published port", on(w.outside), network, h.wire4+":8095", "")
+					reaches(t, mode+": container to published port with disable_icc", h.in(name+"-b"), network, h.wire4+":8095", "")
+				}
 				if network == "tcp" {
 					barred(t, mode+": container to container with disable_icc", h.in(name+"-b"), network, wanted4+":80")
 				}
@@ -760,19 +947,22 @@ func TestWireOptions(t *testing.T) {
 					barred(t, mode+": container to container with disable_icc, IPv6", h.in(name+"-b"), network, "["+wanted6+"]:80")
 				}
 			}
-			// Nor by way of the router, which would send it back.
+			// Nor by what is for all, nor by way of the router, which would send it back.
+			if out, err := h.Docker("exec", name+"-b", "/probe", "-timeout", "700ms", "arp", "lan0", wanted4); err == nil && mode != "l2tunnel" { // where the gateway answers
+				t.Errorf("%s: a container finds another with disable_icc: %s", mode, out)
+			}
 			bMAC, b6 := h.mac(name+"-b", name), h.address6(name+"-b", name)
-			round := [][]byte{udp(router, bMAC, b, 7, wanted4, 7, "round about"), udp(router, bMAC, b, 7, outside4, 7, "to outside")}
-			marks := []string{"round about", "to outside"}
+			round := [][]byte{udp(router, bMAC, b, 7, wanted4, 7, "round about"), udp(router, bMAC, b, 7, outside4, 7, "to outside"), udp("ff:ff:ff:ff:ff:ff", bMAC, b, 7, "198.18.64.255", 7, "to all")}
+			marks := []string{"round about", "to outside", "to all"}
 			if wanted6 != "" {
 				round = append(round, udp(router, bMAC, b6, 7, wanted6, 7, "round about, IPv6"))
 				marks = append(marks, "round about, IPv6")
 			}
 			inside, beyond := h.watchIn(name+"-a", "lan0", "the end"), watchOn(t, w.outside, "eth0", "the end")
 			sendFrames(t, h.in(name+"-b"), "lan0", append(round, udp(router, bMAC, b, 7, outside4, 7, "the end"))...)
-			same(t, mode+": by way of the router to outside", beyond.said(marks...), []string{"to outside"})
+			same(t, mode+": by way of the router to outside", beyond.said(marks...), []string{"to outside", "to all"})
 			sendPackets(t, on(w.outside), wanted4, udp(router, router, outside4, 7, wanted4, 7, "the end"))
-			same(t, mode+": by way of the router with disable_icc", inside.said(marks...), nil)
+			same(t, mode+": by way of the router, and to all, with disable_icc", inside.said(marks...), nil)
 
 			h.docker("rm", "-f", name+"-a", name+"-b")
 			h.docker("network", "rm", name)
@@ -835,7 +1025,7 @@ func TestAddressAgain(t *testing.T) {
 			try := func(when string) {
 				t.Helper()
 				for what, ask := range ways {
-					if err := lab.WaitFor(2*time.Second, what, func() (bool, error) { err := ask(); return err == nil, err }); err != nil {
+					if err := lab.WaitFor(soon, what, func() (bool, error) { err := ask(); return err == nil, err }); err != nil {
 						t.Errorf("%s, %s: %s is not reached: %v", mode, when, asked, err)
 					}
 				}

@@ -213,6 +213,33 @@ func TestWireWithoutIPv6(t *testing.T) {
 	})
 }
 
+// TestWireRouters: a container has the addresses and routes that it was given, and hears no advertisements of the
+// LAN's routers, which would give it others. With slaac=true it hears them.
+func TestWireRouters(t *testing.T) {
+	hears := func(t *testing.T, w *wire, h *host, network, mode string, want ...string) {
+		a, _, outside, itself := wireStations(t, w, h, network)
+		seenAs := a.mac
+		if mode != "transparent" {
+			seenAs = itself.mac
+		}
+		router, own := linkLocal(outside.mac), linkLocal(a.mac)
+		seen := a.watches(t)
+		sendFrames(t, outside.sends, outside.link,
+			ipFrame(allNodesMAC, outside.mac, 58, router, allNodes, advert(router, allNodes, "a router to all")),
+			ipFrame(a.mac, outside.mac, 58, router, own, advert(router, own, "a router to one")),
+			udp(seenAs, outside.mac, outside.v4, 7, a.v4, 7, "the end"))
+		same(t, "from a router of the LAN to a container", seen.said("a router to all", "a router to one"), want)
+	}
+	eachWireMode(t, func(t *testing.T, mode string, w *wire, h *host) {
+		h.wired("routers", mode)
+		hears(t, w, h, "routers", mode)
+	})
+	onWire(t, func(t *testing.T, w *wire, h, _ *host) {
+		h.network("heeds", "--subnet", wire4, "--gateway", wireGateway, "--ip-range", wirePart4[h.Engine], "-o", "mode=transparent", "-o", "interface="+containerUplink, "-o", "slaac=true")
+		hears(t, w, h, "heeds", "transparent", "a router to all", "a router to one")
+	})
+}
+
 // TestWireTags: what comes from the wire with a VLAN tag is for nobody on an untagged network.
 func TestWireTags(t *testing.T) {
 	eachWireMode(t, func(t *testing.T, mode string, w *wire, h *host) {

@@ -1,11 +1,13 @@
 package integration
 
 import (
+	"errors"
 	"fmt"
+	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/dockway/dockway/integration/lab"
 )
@@ -149,7 +151,7 @@ func (w *wire) forget(t *testing.T) {
 // settled fails the test unless something comes true soon.
 func settled(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	if err := lab.WaitFor(5*time.Second, what, func() (bool, error) { return is(), nil }); err != nil {
+	if err := lab.WaitFor(soon, what, func() (bool, error) { return is(), nil }); err != nil {
 		t.Error(err)
 	}
 }
@@ -194,6 +196,8 @@ func eachWay(v4, v6 string, try func(network, address, family string)) {
 // the hosts, and the machines outside. Nobody's address is translated.
 func (w *wire) everybodyReaches(t *testing.T, h, other *host, network string) {
 	t.Helper()
+	h.serves()
+	other.serves()
 	type station struct {
 		name   string
 		from   from
@@ -221,6 +225,12 @@ func (w *wire) everybodyReaches(t *testing.T, h, other *host, network string) {
 	for _, to := range []station{outside, far, c} {
 		reach(a, to)
 	}
+	for what, to := range map[string]*host{"its host": h, "the other host": other} {
+		for _, proto := range []string{"tcp", "udp"} {
+			reaches(t, "container to "+what, a.from, proto, fmt.Sprintf("%s:%d", to.wire4, hostServing), a.v4)
+			reaches(t, "container to "+what+", IPv6", a.from, proto, fmt.Sprintf("[%s]:%d", to.wire6, hostServing), a.v6)
+		}
+	}
 }
 
 // TestTransparent: containers are on the LAN as machines are.
@@ -232,7 +242,7 @@ func TestTransparent(t *testing.T) {
 		h.client("lan-b", "lan")
 		other.server("lan-c", "lan")
 		a, a6, mac := h.address("lan-a", "lan"), h.address6("lan-a", "lan"), h.mac("lan-a", "lan")
-		seen := w.outside.Capture(t, "eth0")
+		seen, uplink := w.outside.Capture(t, "eth0"), h.Capture(t, containerUplink)
 		w.everybodyReaches(t, h, other, "lan")
 		if out := h.docker("exec", "lan-b", "ping", "-c1", "-W2", a); !strings.Contains(out, "ttl=64") {
 			t.Errorf("the TTL between two containers was changed: %s", out)
@@ -240,13 +250,93 @@ func TestTransparent(t *testing.T) {
 		for _, ip := range []string{a, a6} {
 			seen.Saw(t, lab.TCP().From(ip).SourceMAC(mac))
 			seen.Saw(t, lab.TCP().To(ip).DestinationMAC(mac))
-			seen.Where(lab.Frames().From(ip)).AllFrames(t, "carries the container's MAC", lab.SourceMAC(mac))
+			for _, c := range []*lab.Capture{seen, uplink} {
+				c.Where(lab.Frames().From(ip)).AllFrames(t, "carries the container's MAC", lab.SourceMAC(mac))
+			}
+			uplink.Saw(t, lab.TCP().From(ip).Sent())
 		}
+		w.pastSwitch(t, h, a, mac)
 		h.refused("port mapping is not supported on the given network", "run", "--rm", "--network", "lan", "-p", "8080:80", lab.Image, "true")
 		h.refused("carries at most 1500", "network", "create", "-d", lab.Plugin, "--ipam-driver", lab.Plugin, "--subnet", "198.19.90.0/24", "-o", "mode=transparent", "-o", "interface=eth1", "-o", "mtu=9000", "wrong")
 		h.refused(`option interface="eth7"`, "network", "create", "-d", lab.Plugin, "--ipam-driver", lab.Plugin, "--subnet", "198.19.90.0/24", "-o", "mode=transparent", "-o", "interface=eth7", "wrong")
 		h.refused(`option interface="lo"`, "network", "create", "-d", lab.Plugin, "--ipam-driver", lab.Plugin, "--subnet", "198.19.90.0/24", "-o", "mode=transparent", "-o", "interface=lo", "wrong")
 	})
+}
+
+// pastSwitch checks that TCP of a container with the wire goes past the switch, also after the plugin was
+// killed, and that a station that moves from the wire to a port of the switch, and back, is reached.
+func (w *wire) pastSwitch(t *testing.T, h *host, a, mac string) {
+	t.Helper()
+	h.must(`nft -f - <<'E'
+table bridge census {
+	counter frames { }
+	chain prerouting {
+		type filter hook prerouting priority -400
+		ether saddr ` + mac + ` meta l4proto tcp counter name frames
+		ether daddr ` + mac + ` meta l4proto tcp counter name frames
+	}
+}
+E`)
+	defer h.must("nft delete table bridge census")
+	past := func(what string, from from, target, seen string) {
+		t.Helper()
+		settled(t, what+": past the switch", func() bool {
+			h.must("nft reset counter bridge census frames")
+			reaches(t, what, from, "tcp", target+":80", seen)
+			return strings.Contains(h.must("nft list counter bridge census frames"), "packets 0 ")
+		})
+	}
+	past("outside to container", on(w.outside), a, outside4)
+	past("container to outside", h.in("lan-a"), outside4, a)
+	past("container to container", h.in("lan-b"), a, h.address("lan-b", "lan"))
+	if err := h.KillPlugin(); err != nil {
+		t.Fatal(err)
+	}
+	reaches(t, "outside to container while the plugin is dead", on(w.outside), "tcp", a+":80", outside4)
+	reaches(t, "container to outside while the plugin is dead", h.in("lan-a"), "tcp", outside4+":80", a)
+	past("outside to container after the plugin's death", on(w.outside), a, outside4)
+	past("container to outside after the plugin's death", h.in("lan-a"), outside4, a)
+
+	const roamer4 = "198.18.64.120"
+	roamer, err := shared.lab.Machine("roamer-" + string(h.Engine))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.lan.Plug(roamer, "eth0", roamer4+"/24"); err != nil {
+		t.Fatal(err)
+	}
+	serving, err := roamer.Start("", shared.probe, "serve", "tcp", wireServing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	past("container to a station", h.in("lan-a"), roamer4, a)
+	address, err := roamer.MAC("eth0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.lan.Unplug(roamer, "eth0"); err != nil {
+		t.Fatal(err)
+	}
+	// As when a virtual machine moves to this host.
+	if out, err := exec.Command("nsenter", "-t", strconv.Itoa(h.PID()), "-n", "--", "ip", "link", "add", "vm0", "type", "veth",
+		"peer", "name", "eth0", "address", address, "netns", strconv.Itoa(roamer.PID())).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	h.must("ip link set vm0 master " + externalSwitch + " up")
+	if _, err := roamer.Script("ip link set eth0 up; ip address add " + roamer4 + "/24 dev eth0"); err != nil {
+		t.Fatal(err)
+	}
+	reaches(t, "a station that has moved to the host to container", on(roamer), "tcp", a+":80", roamer4)
+	reaches(t, "container to a station that has moved to the host", h.in("lan-a"), "tcp", roamer4+":80", a)
+	h.must("ip link delete vm0")
+	if err := w.lan.Plug(roamer, "eth0", roamer4+"/24"); err != nil {
+		t.Fatal(err)
+	}
+	reaches(t, "a station that has moved back to container", on(roamer), "tcp", a+":80", roamer4)
+	past("container to a station that has moved back", h.in("lan-a"), roamer4, a)
+	if err := errors.Join(serving.Stop(), w.lan.Unplug(roamer, "eth0")); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestL2Bridge: the wire sees the host's MAC, and the containers' addresses.
@@ -263,7 +353,7 @@ func TestL2Bridge(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		seen := w.outside.Capture(t, "eth0")
+		seen, uplink := w.outside.Capture(t, "eth0"), h.Capture(t, containerUplink)
 		inside := h.CaptureIn(t, "pods-b", "eth0")
 		w.everybodyReaches(t, h, other, "pods")
 		// The hosts find the containers of others, and are found: from everywhere, by the host's MAC.
@@ -281,8 +371,12 @@ func TestL2Bridge(t *testing.T) {
 		seen.Saw(t, lab.ARPReply().SenderMAC(hostMAC).SourceMAC(hostMAC))
 		seen.Saw(t, lab.NeighbourAdvertisement().LinkLayer(hostMAC).SourceMAC(hostMAC))
 		seen.Saw(t, lab.NeighbourSolicitation().LinkLayer(hostMAC).SourceMAC(hostMAC))
+		// Whoever it is for, the uplink carries nothing else: the outside machine hears only what it is sent.
+		uplink.Saw(t, lab.TCP().From(a).To(far4).Sent())
+		uplink.Saw(t, lab.TCP().From(far6).To(a6).Received())
 		for _, hidden := range []string{mac, bMAC, cMAC} {
 			seen.Never(t, lab.Mentions(hidden))
+			uplink.Never(t, lab.Mentions(hidden))
 		}
 	})
 }
@@ -357,6 +451,9 @@ func TestL2Tunnel(t *testing.T) {
 		passes("container to container of the same host", b, a, h.in("tenant-b"), a+":80")
 		passes("container to container of another host", a, c, h.in("tenant-a"), c+":80")
 		passes("host to its container", wireHost4[h.Engine], a, on(h.Machine), a+":80")
+		h.serves()
+		hostServed := fmt.Sprintf("%s:%d", h.wire4, hostServing)
+		passes("container to its host", a, h.wire4, h.in("tenant-a"), hostServed)
 		passes("container to another subnet", a, far4, h.in("tenant-a"), far4+":80")
 		passes("container to the LAN", a, outside4, h.in("tenant-a"), outside4+":80")
 		reaches(t, "another subnet to container", on(w.far), "tcp", a+":80", far4)
@@ -389,7 +486,11 @@ func TestL2Tunnel(t *testing.T) {
 		}
 		barred(t, "container to container, gateway dead", h.in("tenant-b"), "tcp", a+":80")
 		barred(t, "host to container, gateway dead", on(h.Machine), "tcp", a+":80")
+		barred(t, "container to its host, gateway dead", h.in("tenant-b"), "tcp", hostServed)
 		barred(t, "container to the LAN, gateway dead", h.in("tenant-b"), "tcp", outside4+":80")
+		barred(t, "container to another subnet, gateway dead", h.in("tenant-b"), "tcp", far4+":80")
+		barred(t, "container to another host's container, gateway dead", h.in("tenant-b"), "tcp", c+":80")
+		barred(t, "LAN to container, gateway dead", on(w.outside), "tcp", a+":80")
 		if err := w.router.Revive(); err != nil {
 			t.Fatal(err)
 		}
@@ -397,10 +498,26 @@ func TestL2Tunnel(t *testing.T) {
 	})
 }
 
+// TestL2TunnelWithoutAddress: an uplink on which the host has no address.
+func TestL2TunnelWithoutAddress(t *testing.T) {
+	onWire(t, func(t *testing.T, w *wire, h, _ *host) {
+		h.wired("spare", "l2tunnel", "-o", "interface=eth2")
+		h.server("spare-a", "spare")
+		h.server("spare-b", "spare")
+		a, b := h.address("spare-a", "spare"), h.address("spare-b", "spare")
+		for _, network := range []string{"tcp", "udp"} {
+			reaches(t, "container to container", h.in("spare-b"), network, a+":80", b)
+			reaches(t, "outside to container", on(w.outside), network, a+":80", outside4)
+			reaches(t, "container to another subnet", h.in("spare-a"), network, far4+":80", a)
+		}
+	})
+}
+
 // The VLAN that machines outside are in, and its addresses.
 const (
 	vlanID, vlan4, vlanGateway = 20, "198.18.68.0/24", "198.18.68.254"
 	vlanOutside4               = "198.18.68.100"
+	vlan6, vlanOutside6        = "fd00:68::/64", "fd00:68::100"
 )
 
 // TestVLAN: frames leave with the tag, and only those with it come in.
@@ -408,7 +525,7 @@ func TestVLAN(t *testing.T) {
 	for _, mode := range []string{"transparent", "l2bridge"} {
 		t.Run(mode, func(t *testing.T) {
 			onWire(t, func(t *testing.T, w *wire, h, other *host) {
-				trunk, err := w.lan.VLAN(w.outside, "eth0", vlanID, vlanOutside4+"/24")
+				trunk, err := w.lan.VLAN(w.outside, "eth0", vlanID, vlanOutside4+"/24", vlanOutside6+"/64")
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -417,11 +534,11 @@ func TestVLAN(t *testing.T) {
 						t.Error(err)
 					}
 				})
-				create := func(h *host, name string, id int, subnet, gateway, part string) {
-					h.network(name, "--subnet", subnet, "--gateway", gateway, "--ip-range", part, "-o", "mode="+mode, "-o", "interface="+containerUplink, "-o", fmt.Sprint("vlan=", id))
+				create := func(h *host, name string, id int, subnet, gateway, part string, more ...string) {
+					h.network(name, append([]string{"--subnet", subnet, "--gateway", gateway, "--ip-range", part, "-o", "mode=" + mode, "-o", "interface=" + containerUplink, "-o", fmt.Sprint("vlan=", id)}, more...)...)
 				}
-				create(h, "tagged", vlanID, vlan4, vlanGateway, "198.18.68.16/28")
-				create(other, "tagged", vlanID, vlan4, vlanGateway, "198.18.68.32/28")
+				create(h, "tagged", vlanID, vlan4, vlanGateway, "198.18.68.16/28", "--ipv6", "--subnet", vlan6, "--ip-range", "fd00:68::16:0/112")
+				create(other, "tagged", vlanID, vlan4, vlanGateway, "198.18.68.32/28", "--ipv6", "--subnet", vlan6, "--ip-range", "fd00:68::32:0/112")
 				create(h, "tagged21", 21, "198.18.69.0/24", "198.18.69.254", "198.18.69.16/28")
 				h.wired("untagged", mode)
 				h.server("tagged-a", "tagged")
@@ -429,6 +546,7 @@ func TestVLAN(t *testing.T) {
 				h.server("tagged21-a", "tagged21")
 				h.server("untagged-a", "untagged")
 				a, b := h.address("tagged-a", "tagged"), other.address("tagged-b", "tagged")
+				a6, b6 := h.address6("tagged-a", "tagged"), other.address6("tagged-b", "tagged")
 				a21, plain := h.address("tagged21-a", "tagged21"), h.address("untagged-a", "untagged")
 
 				seen := w.outside.Capture(t, "eth0")
@@ -437,12 +555,21 @@ func TestVLAN(t *testing.T) {
 					reaches(t, "container to outside in the VLAN", h.in("tagged-a"), network, vlanOutside4+":80", a)
 					reaches(t, "container to other host's container in the VLAN", h.in("tagged-a"), network, b+":80", a)
 					reaches(t, "other host's container to container in the VLAN", other.in("tagged-b"), network, a+":80", b)
+					reaches(t, "outside in the VLAN to container, IPv6", on(w.outside), network, "["+a6+"]:80", vlanOutside6)
+					reaches(t, "container to outside in the VLAN, IPv6", h.in("tagged-a"), network, "["+vlanOutside6+"]:80", a6)
+					reaches(t, "container to other host's container in the VLAN, IPv6", h.in("tagged-a"), network, "["+b6+"]:80", a6)
 					reaches(t, "outside to untagged container", on(w.outside), network, plain+":80", outside4)
 					reaches(t, "host to outside, untagged", on(h.Machine), network, outside4+":80", wireHost4[h.Engine])
 				}
 				seen.Saw(t, lab.TCP().From(a).VLAN(vlanID))
+				seen.Saw(t, lab.TCP().From(a6).VLAN(vlanID))
 				seen.Saw(t, lab.TCP().From(plain).Untagged())
-				seen.Where(lab.Frames().From(a)).AllFrames(t, "carries the tag", lab.Frames().VLAN(vlanID))
+				for _, ip := range []string{a, a6} {
+					seen.Where(lab.Frames().From(ip)).AllFrames(t, "carries the tag", lab.Frames().VLAN(vlanID))
+				}
+				if mode == "l2bridge" { // in neighbour discovery too
+					seen.Never(t, lab.Mentions(h.mac("tagged-a", "tagged")))
+				}
 				seen.Where(lab.Frames().From(plain)).AllFrames(t, "carries no tag", lab.Frames().Untagged())
 
 				// Somebody in one VLAN with addresses of another: nobody answers.

@@ -7,10 +7,10 @@ import (
 )
 
 // layers takes away, one after the other, what a frame between the wire and a transparent network's
-// container passes on the host, to see what each costs. The plugin is stopped meanwhile, or it would
+// container passes on the host with fast_path=false, to see what each costs. The plugin is stopped meanwhile, or it would
 // put all back.
 func (b *bench) layers() error {
-	transparent, _, macvlan, _ := contenders()
+	_, transparent, _, macvlan, _ := contenders()
 	if err := errors.Join(b.enter(transparent), b.enter(macvlan)); err != nil {
 		return err
 	}
@@ -32,7 +32,7 @@ table bridge dockway {
 	chain postrouting { type filter hook postrouting priority filter; }
 }' >hooks.nft
 kill -STOP ` + pid + `
-docker exec transparent-server cat /sys/class/net/eth0/iflink | sed 's/.*/ip -o link show | grep "^&:"/' | sh | sed 's/^[0-9]*: //; s/@.*//'`)
+docker exec slow-server cat /sys/class/net/eth0/iflink | sed 's/.*/ip -o link show | grep "^&:"/' | sh | sed 's/^[0-9]*: //; s/@.*//'`)
 	if err != nil {
 		return err
 	}
@@ -46,7 +46,7 @@ for d in eth1 %s; do tc qdisc del dev $d clsact 2>/dev/null || true; done
 		noBridge    = "nft delete table bridge dockway\n"
 	)
 	variants := []struct{ what, filter, script string }{
-		{"transparent", filtered, ""},
+		{"transparent, fast_path=false", filtered, ""},
 		{"without iptables' rules", filtered, noEngine},
 		{"without table inet, too", filtered, noEngine + noInet},
 		{"bridge-nf-call-iptables=0", unfiltered, ""},

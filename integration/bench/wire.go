@@ -22,21 +22,23 @@ type contender struct {
 // rate is the goal against macvlan, in time: 0.98 times as many requests, or bytes, in the same time.
 const rate = 1 / 0.98
 
-// contenders are what is compared, the last two without a bridge.
-func contenders() (transparent, l2bridge, macvlan, backend contender) {
+// contenders are what is compared, the last two without a bridge. Slow is transparent whose frames all go by
+// the bridge.
+func contenders() (transparent, slow, l2bridge, macvlan, backend contender) {
 	dockway := func(mode, uplink string, more ...string) []string {
 		return append([]string{"-d", lab.Plugin, "--ipam-driver", lab.Plugin, "-o", "mode=" + mode, "-o", "interface=" + uplink}, more...)
 	}
 	transparent = contender{"transparent", "eth1", "198.18.64", dockway("transparent", "eth1")}
+	slow = contender{"slow", "eth1", "198.18.68", dockway("transparent", "eth1", "-o", "fast_path=false")}
 	l2bridge = contender{"l2bridge", "eth1", "198.18.65", dockway("l2bridge", "eth1")}
 	macvlan = contender{"macvlan", "eth2", "198.18.66", []string{"-d", "macvlan", "-o", "parent=eth2"}}
-	backend = contender{"backend-macvlan", "eth3", "198.18.67", dockway("transparent", "eth3", "-o", "backend=macvlan")}
-	return transparent, l2bridge, macvlan, backend
+	backend = contender{"backend-macvlan", "eth3", "198.18.67", dockway("transparent", "eth3", "-o", "backend=macvlan", "-o", "host_access=true")}
+	return transparent, slow, l2bridge, macvlan, backend
 }
 
 func (b *bench) wire() error {
-	transparent, l2bridge, macvlan, backend := contenders()
-	for _, c := range []contender{transparent, l2bridge, macvlan, backend} {
+	transparent, slow, l2bridge, macvlan, backend := contenders()
+	for _, c := range []contender{transparent, slow, l2bridge, macvlan, backend} {
 		if err := b.enter(c); err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)
 		}
@@ -55,24 +57,27 @@ func (b *bench) wire() error {
 		}
 		m, err := b.interleave(b.rounds,
 			round(b.peer, transparent, filtered), round(b.peer, macvlan, filtered), round(b.peer, transparent, unfiltered),
-			round(b.peer, l2bridge, filtered), round(b.peer, backend, filtered), round(b.host.Machine, transparent, filtered))
+			round(b.peer, l2bridge, filtered), round(b.peer, backend, filtered), round(b.host.Machine, transparent, filtered),
+			round(b.peer, slow, filtered), round(b.host.Machine, backend, filtered))
 		if err != nil {
 			return err
 		}
 		b.report.compareRounds(w.name+", transparent", m[0], m[1], "Docker's macvlan", rate)
 		b.report.compareRounds("the same, bridge-nf-call-iptables=0", m[2], m[1], "Docker's macvlan", rate)
-		b.report.compareRounds("the same, backend=macvlan", m[4], m[1], "Docker's macvlan", rate)
+		b.report.compareRounds("the same, fast_path=false", m[6], m[1], "Docker's macvlan", noGoal)
+		b.report.compareRounds("the same, backend=macvlan, host_access=true", m[4], m[1], "Docker's macvlan", rate)
 		b.report.compareRounds("the same, l2bridge", m[3], m[0], "transparent", noGoal)
 		b.report.compareRounds("the same, with the host for the LAN, transparent", m[5], m[0], "the LAN (macvlan: not reached)", noGoal)
+		b.report.compareRounds("the same, with the host for the LAN, backend=macvlan", m[7], m[4], "the LAN (macvlan: not reached)", noGoal)
 	}
 	return nil
 }
 
 // plugUplinks gives the host three uplinks of one kind, and the peer an address in every subnet.
 func (b *bench) plugUplinks() error {
-	_, err := b.peer.Script("for n in 64 65 66 67; do ip address add 198.18.$n.100/24 dev eth0; done")
+	_, err := b.peer.Script("for n in 64 65 66 67 68; do ip address add 198.18.$n.100/24 dev eth0; done")
 	return errors.Join(err,
-		b.host.Plug(b.lan, "eth1", "198.18.64.1/24", "198.18.65.1/24"),
+		b.host.Plug(b.lan, "eth1", "198.18.64.1/24", "198.18.65.1/24", "198.18.68.1/24"),
 		b.host.Plug(b.lan, "eth2", "198.18.66.1/24"),
 		b.host.Plug(b.lan, "eth3", "198.18.67.1/24"))
 }

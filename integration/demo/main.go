@@ -47,7 +47,9 @@ func run(ctx context.Context) error {
 	for _, m := range w.onTheWire() {
 		acts = append(acts, func() error { return w.table(m) })
 	}
-	acts = append(acts, w.show, func() error { return w.kill(nat) }, func() error { return w.flush(nat) })
+	overlay := w.overlay()
+	acts = append(acts, func() error { return w.table(overlay) }, w.show,
+		func() error { return w.kill(nat, overlay) }, func() error { return w.flush(nat) })
 	for _, act := range acts {
 		if err := ctx.Err(); err != nil {
 			return err

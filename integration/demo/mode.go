@@ -16,6 +16,7 @@ type mode struct {
 	sides   []*side
 	before  func(s *side) error      // what is done first, on each host
 	with    func(s *side) [][]string // docker commands that make it
+	ready   func(s *side) error      // waits for what has to be there, on all hosts
 	rows    []row
 }
 
@@ -26,20 +27,23 @@ type side struct {
 	pool     string // where the containers' addresses are from
 	one, two string // these addresses
 	gateway  string // of the containers
-	other    *side
+	other    *side  // on the next host
 
 	was  string       // the uplink, before the network
-	seen *lab.Capture // what has passed the uplink since
+	seen *lab.Capture // what has passed the host's link since
 	ends []func()     // of the capture
 }
 
-// mode puts a mode on both hosts.
+// mode puts a mode on as many hosts as there are pools.
 func (w *world) mode(name, network string, ip func(*host) string, pools ...string) *mode {
 	m := &mode{name: name, network: network}
-	for i, h := range w.hosts {
-		m.sides = append(m.sides, &side{host: h, ip: ip(h), pool: pools[i]})
+	for i, pool := range pools {
+		m.sides = append(m.sides, &side{host: w.hosts[i], ip: ip(w.hosts[i]), pool: pool})
 	}
-	m.sides[0].other, m.sides[1].other = m.sides[1], m.sides[0]
+	for i, s := range m.sides {
+		s.other = m.sides[(i+1)%len(m.sides)]
+	}
+	m.ready = w.serves
 	return m
 }
 
@@ -54,12 +58,32 @@ func serving(name, network string, args ...string) []string {
 	return append(all, lab.Image, "sh", "-c", "/probe serve udp :80 & exec /probe serve tcp :80")
 }
 
-// setUp makes the mode's networks and containers, on both hosts alike, and waits until they serve.
+// on is the mode's side on a host, or nil.
+func (m *mode) on(h *host) *side {
+	for _, s := range m.sides {
+		if s.host == h {
+			return s
+		}
+	}
+	return nil
+}
+
+// names are those of the mode's hosts.
+func (m *mode) names() string {
+	var names []string
+	for _, s := range m.sides {
+		names = append(names, s.Name)
+	}
+	last := len(names) - 1
+	return strings.Join(names[:last], ", ") + " and " + names[last]
+}
+
+// setUp makes the mode's networks and containers, on all hosts alike, and waits until they serve.
 func (w *world) setUp(m *mode) error {
 	for _, c := range m.with(m.sides[0]) {
 		fmt.Println("  " + paint(dim, "$ "+brief(c)))
 	}
-	return each(m.sides, func(s *side) error {
+	err := each(m.sides, func(s *side) error {
 		if err := m.before(s); err != nil {
 			return err
 		}
@@ -77,17 +101,26 @@ func (w *world) setUp(m *mode) error {
 				return err
 			}
 		}
-		for _, ip := range []string{s.one, s.two} {
-			err := lab.WaitFor(5*time.Second, "the containers on "+s.Name, func() (bool, error) {
-				_, err := s.Run(w.probe, "-timeout", "1s", "ask", "tcp", ip+":80")
-				return err == nil, err
-			})
-			if err != nil {
-				return err
-			}
-		}
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	return each(m.sides, m.ready)
+}
+
+// serves waits until the host reaches its containers.
+func (w *world) serves(s *side) error {
+	for _, ip := range []string{s.one, s.two} {
+		err := lab.WaitFor(5*time.Second, "the containers on "+s.Name, func() (bool, error) {
+			_, err := s.Run(w.probe, "-timeout", "1s", "ask", "tcp", ip+":80")
+			return err == nil, err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // inspect gives a field of what the engine knows of a container that is on one network.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -18,8 +17,8 @@ import (
 func (w *world) show() error {
 	h := w.hosts[1]
 	title("What dockway shows of a host")
-	for _, command := range []string{"networks", "ports", "status"} {
-		out, err := h.Dockway(command)
+	for _, command := range []string{"networks", "ports", "peers", "overlay backend", "status"} {
+		out, err := h.Dockway(strings.Fields(command)...)
 		if err != nil {
 			return err
 		}
@@ -34,59 +33,92 @@ func (w *world) show() error {
 	return nil
 }
 
-// outcome prints what an act did on each host.
-func (w *world) outcome(m *mode, said map[*side]string, err map[*side]error) {
-	for _, s := range m.sides {
-		text := said[s]
-		if err[s] != nil {
-			text = err[s].Error()
+// kill ends the plugins without warning, one host's after the other's, while containers of an overlay
+// send to each other, and others are spoken to through published ports.
+func (w *world) kill(nat, overlay *mode) error {
+	title("kill -9 of the plugin: overlays, published ports and connections go on, the engine starts it again")
+	w.command(overlay, "kill -9 $(pgrep -f '^/dockway serve')")
+	return w.act(overlay, func(s *side) (string, error) {
+		pulse, err := w.pulse(s)
+		if err != nil {
+			return "", err
 		}
-		fmt.Printf("  %s %-8s %s\n", w.verdict(err[s]), s.Name, text)
-	}
+		var said string
+		if n := nat.on(s.host); n != nil {
+			said, err = w.killPublishing(n)
+		} else {
+			said, err = s.killed(func() error { return nil })
+		}
+		if err == nil {
+			err = s.knows()
+		}
+		report, lost := pulse.End()
+		if lost == nil && (report.Sent == 0 || report.Received != report.Sent) {
+			lost = fmt.Errorf("in the overlay to %s: %s", s.other.Name, report)
+		}
+		return fmt.Sprintf("%s\n                in the overlay to %s, a datagram each millisecond: %d of %d arrived",
+			said, s.other.Name, report.Received, report.Sent), errors.Join(err, lost)
+	})
 }
 
-// kill ends the plugin without warning.
-func (w *world) kill(m *mode) error {
-	title("kill -9 of the plugin: published ports and connections go on, the engine starts it again")
-	w.command("kill -9 $(pgrep -f '^/dockway serve')")
-	return w.act(m, func(s *side) (string, error) {
-		held, err := w.hold(s)
-		if err != nil {
-			return "", err
-		}
-		before, err := s.PluginPID()
-		if err != nil {
-			return "", err
-		}
-		if err := s.KillPlugin(); err != nil {
-			return "", err
-		}
-		start := time.Now()
-		asked := 0
+// pulse sends from a container to one on the next host.
+func (w *world) pulse(s *side) (*lab.Pulse, error) {
+	from, err := s.Container("backend1")
+	to, err2 := s.other.Container("backend1")
+	if err := errors.Join(err, err2); err != nil {
+		return nil, err
+	}
+	return w.lab.Pulse(from, to, s.other.one+":90")
+}
+
+// killPublishing ends the plugin of a host with a published port.
+func (w *world) killPublishing(s *side) (string, error) {
+	held, err := w.hold(s)
+	if err != nil {
+		return "", err
+	}
+	asked := 0
+	back, err := s.killed(func() error {
 		for ; asked < 5; asked++ { // whether it is down still or back already
 			if err := w.askPublished(s, "1s"); err != nil {
-				return "", fmt.Errorf("the published port does not go on: %w", err)
+				return fmt.Errorf("the published port does not go on: %w", err)
 			}
 		}
-		if err := s.WaitPlugin(before); err != nil {
-			return "", err
-		}
-		back := time.Since(start)
-		if err := w.askPublished(s, "1s"); err != nil {
-			return "", fmt.Errorf("the published port is not back: %w", err)
-		}
-		lines, err := held()
-		if err != nil {
-			return "", fmt.Errorf("a connection through the published port broke: %w", err)
-		}
-		return fmt.Sprintf("%d new connections meanwhile, an old one went on (%s lines); plugin back after %s", asked, lines, seconds(back)), nil
+		return nil
 	})
+	if err != nil {
+		return "", err
+	}
+	if err := w.askPublished(s, "1s"); err != nil {
+		return "", fmt.Errorf("the published port is not back: %w", err)
+	}
+	lines, err := held()
+	if err != nil {
+		return "", fmt.Errorf("a connection through the published port broke: %w", err)
+	}
+	return fmt.Sprintf("%s; %d new connections meanwhile, an old one went on (%s lines)", back, asked, lines), nil
+}
+
+// killed ends the host's plugin, does something, and waits until the plugin is back.
+func (h *host) killed(meanwhile func() error) (string, error) {
+	before, err := h.PluginPID()
+	if err != nil {
+		return "", err
+	}
+	if err := h.KillPlugin(); err != nil {
+		return "", err
+	}
+	start := time.Now()
+	if err := errors.Join(meanwhile(), h.WaitPlugin(before)); err != nil {
+		return "", err
+	}
+	return "plugin back after " + seconds(time.Since(start)), nil
 }
 
 // flush takes every nftables rule of the host away.
 func (w *world) flush(m *mode) error {
 	title("Somebody flushes all of the host's nftables rules: dockway puts its own back")
-	w.command("nft flush ruleset")
+	w.command(m, "nft flush ruleset")
 	return w.act(m, func(s *side) (string, error) {
 		if _, err := s.Run("nft", "flush", "ruleset"); err != nil {
 			return "", err
@@ -110,26 +142,23 @@ func (w *world) flush(m *mode) error {
 	})
 }
 
-// act does something on both hosts and prints how it went.
+// act does something on one host after the other and prints how it went.
 func (w *world) act(m *mode, do func(*side) (string, error)) error {
-	said, errs := map[*side]string{}, map[*side]error{}
-	var mu sync.Mutex
-	_ = each(m.sides, func(s *side) error {
+	for _, s := range m.sides {
 		text, err := do(s)
-		mu.Lock()
-		defer mu.Unlock()
-		said[s], errs[s] = text, err
-		return nil
-	})
-	if err := w.ctx.Err(); err != nil {
-		return err
+		if err := w.ctx.Err(); err != nil {
+			return err
+		}
+		if err != nil {
+			text = err.Error()
+		}
+		fmt.Printf("  %s %-8s %s\n", w.verdict(err), s.Name, text)
 	}
-	w.outcome(m, said, errs)
 	return nil
 }
 
-func (w *world) command(text string) {
-	fmt.Println("  " + paint(dim, w.hosts[0].Name+"# "+text) + paint(dim, "   and on "+w.hosts[1].Name))
+func (w *world) command(m *mode, text string) {
+	fmt.Println("  " + paint(dim, m.names()+"# "+text))
 }
 
 // askPublished asks the published port from outside.

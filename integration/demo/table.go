@@ -12,13 +12,13 @@ type row struct {
 	try            trial
 }
 
-// trial tries a row on a host, while something holds for both hosts, if so.
+// trial tries a row on a host, while something holds for all hosts, if so.
 type trial struct {
 	on    func(s *side) cell
 	holds condition
 }
 
-// condition makes something hold, until what it returns is called.
+// condition makes something hold on all hosts, until what it returns is called.
 type condition func() (end func() error, err error)
 
 // while is the trial under a condition.
@@ -30,18 +30,21 @@ type cell struct {
 	err           error
 }
 
-// layout of the table, less than 120 columns wide.
-const layout = "  %-24s  %-37s  %-20s  %s  %s\n"
+// layout of the table, less than 120 columns wide: then come the hosts.
+const layout = "  %-24s  %-37s  %-20s"
 
-// table makes a mode's networks, and tries every row on both hosts.
+// table makes a mode's networks, and tries every row on each host.
 func (w *world) table(m *mode) error {
 	title("Mode " + m.name + ", on each host:")
 	if err := w.setUp(m); err != nil {
 		return err
 	}
-	width := len(w.hosts[0].Name)
-	w.say("who reaches whom, as HNS documents it; each tried on both hosts, over TCP and UDP:")
-	fmt.Printf("\n"+layout, "FROM", "TO", "HNS SAYS", w.hosts[0].Name, w.hosts[1].Name)
+	w.say("who reaches whom, as HNS documents it; each tried on %s, over TCP and UDP:", m.names())
+	fmt.Printf("\n"+layout, "FROM", "TO", "HNS SAYS")
+	for _, s := range m.sides {
+		fmt.Print("  " + s.Name)
+	}
+	fmt.Println()
 	for _, r := range m.rows {
 		if err := w.ctx.Err(); err != nil {
 			return err
@@ -50,8 +53,12 @@ func (w *world) table(m *mode) error {
 		if err := errors.Join(err, w.ctx.Err()); err != nil {
 			return err
 		}
-		first, second := cells[m.sides[0]], cells[m.sides[1]]
-		fmt.Printf(layout, r.from, r.to, r.rule, w.verdict(first.err)+strings.Repeat(" ", max(0, width-4)), w.verdict(second.err))
+		fmt.Printf(layout, r.from, r.to, r.rule)
+		for _, s := range m.sides {
+			fmt.Print("  " + w.verdict(cells[s].err) + strings.Repeat(" ", max(0, len(s.Name)-4)))
+		}
+		fmt.Println()
+		first := cells[m.sides[0]]
 		fmt.Println("    " + paint(dim, first.command+"  → "+first.told))
 		for _, s := range m.sides {
 			if err := cells[s].err; err != nil {
@@ -62,7 +69,7 @@ func (w *world) table(m *mode) error {
 	return nil
 }
 
-// fill tries a row on both hosts at once.
+// fill tries a row on all hosts at once.
 func (m *mode) fill(r row) (map[*side]*cell, error) {
 	if r.try.holds != nil {
 		end, err := r.try.holds()
@@ -71,7 +78,10 @@ func (m *mode) fill(r row) (map[*side]*cell, error) {
 		}
 		defer end() //nolint:errcheck // the rows that follow would tell
 	}
-	cells := map[*side]*cell{m.sides[0]: {}, m.sides[1]: {}}
+	cells := map[*side]*cell{}
+	for _, s := range m.sides {
+		cells[s] = &cell{}
+	}
 	return cells, each(m.sides, func(s *side) error {
 		*cells[s] = r.try.on(s)
 		return nil

@@ -14,8 +14,9 @@ import (
 	"github.com/dockway/dockway/integration/lab"
 )
 
-// world is what the demo plays in: hosts on two LANs. On the first they have nat networks. On the
-// second, the wire, are the networks of the other modes; a router leads from there to another subnet.
+// world is what the demo plays in: hosts on two LANs. On the first they have nat networks, and overlay
+// networks between them. On the second, the wire, are the networks of the other modes; a router leads
+// from there to another subnet.
 type world struct {
 	ctx     context.Context
 	start   time.Time
@@ -31,13 +32,14 @@ type world struct {
 	failed  int
 }
 
-// host is one of the two simulated hosts.
+// host is one of the simulated hosts. The third is on the first LAN only.
 type host struct {
 	*lab.Host
+	name    string
 	engine  lab.Engine
 	version string // of its engine
 	lanIP   string
-	wireIP  string
+	wireIP  string // empty: it is not on the wire
 }
 
 const (
@@ -48,12 +50,13 @@ const (
 	behind     = "198.18.65.0/24"
 	farIP      = "198.18.65.100"
 	farGateway = "198.18.65.254"
-	uplink     = "eth1" // of the hosts, to the wire
+	underlay   = "eth0" // of the hosts, to the first LAN
+	uplink     = "eth1" // and to the wire
 )
 
 // prepare starts the lab.
 func (w *world) prepare() error {
-	title("The lab: two hosts with engines of their own, machines on their LANs, and a router to another subnet")
+	title("The lab: three hosts with engines of their own, machines on their LANs, and a router to another subnet")
 	root, err := lab.Root()
 	if err != nil {
 		return err
@@ -94,10 +97,16 @@ func (w *world) prepare() error {
 	}
 	w.say("outside: %s; desk: %s, on another LAN; far: %s, behind a router; all serve port 80", outsideIP, deskIP, farIP)
 	w.hosts = []*host{
-		{engine: lab.Debian, lanIP: "198.18.0.1", wireIP: "198.18.64.1"},
-		{engine: lab.Moby, lanIP: "198.18.0.2", wireIP: "198.18.64.2"},
+		{name: "debian", engine: lab.Debian, lanIP: "198.18.0.1", wireIP: "198.18.64.1"},
+		{name: "moby", engine: lab.Moby, lanIP: "198.18.0.2", wireIP: "198.18.64.2"},
+		{name: "third", engine: lab.Debian, lanIP: "198.18.0.3"},
 	}
-	return each(w.hosts, func(h *host) error { return w.raise(h, lans["lan"], lans["wire"]) })
+	key, err := w.outside.Run(filepath.Join(root, "build", "dockway"), "keygen")
+	if err != nil {
+		return err
+	}
+	settings := []string{"JOIN=198.18.0.1,198.18.0.2", "GOSSIP_KEY=" + key}
+	return each(w.hosts, func(h *host) error { return w.raise(h, lans["lan"], lans["wire"], settings) })
 }
 
 // machine starts a machine that serves port 80.
@@ -114,43 +123,51 @@ func (w *world) machine(name string, lan *lab.LAN, ip, gateway string) (*lab.Mac
 			return nil, err
 		}
 	}
-	return m, w.serve(m)
+	return m, w.serve(m, ip)
 }
 
-// serve answers on port 80 of a machine, until the lab ends.
-func (w *world) serve(m *lab.Machine) error {
-	for _, network := range []string{"tcp", "udp"} {
-		if _, err := m.Start("", w.probe, "serve", network, ":80"); err != nil {
-			return err
-		}
+// serve answers on port 80 of a machine's addresses, until the lab ends. A datagram to one is not
+// answered from another.
+func (w *world) serve(m *lab.Machine, ips ...string) error {
+	_, err := m.Start("", w.probe, "serve", "tcp", ":80")
+	for _, ip := range ips {
+		_, failed := m.Start("", w.probe, "serve", "udp", ip+":80")
+		err = errors.Join(err, failed)
 	}
-	return nil
+	return err
 }
 
 // raise starts a host and installs the plugin.
-func (w *world) raise(h *host, lan, wire *lab.LAN) error {
-	w.say("%s: starting its engine", h.engine)
+func (w *world) raise(h *host, lan, wire *lab.LAN, settings []string) error {
+	w.say("%s: starting its engine", h.name)
 	var err error
-	if h.Host, err = w.lab.Host(string(h.engine), h.engine); err != nil {
+	if h.Host, err = w.lab.Host(h.name, h.engine); err != nil {
 		return err
 	}
 	if h.version, err = h.engineVersion(); err != nil {
 		return err
 	}
-	w.say("%s: %s and %s, %s runs", h.Name, h.lanIP, h.wireIP, h.version)
-	if err := errors.Join(h.Plug(lan, "eth0", h.lanIP+"/24"), h.Plug(wire, uplink, h.wireIP+"/24"), h.LoadImage(w.probe)); err != nil {
+	if err := errors.Join(h.Plug(lan, underlay, h.lanIP+"/24"), h.LoadImage(w.probe)); err != nil {
 		return err
 	}
-	if _, err := h.Run("ip", "route", "add", behind, "via", gatewayIP); err != nil {
+	ips := []string{h.lanIP}
+	if h.wireIP != "" {
+		ips = append(ips, h.wireIP)
+		if err := h.Plug(wire, uplink, h.wireIP+"/24"); err != nil {
+			return err
+		}
+		if _, err := h.Run("ip", "route", "add", behind, "via", gatewayIP); err != nil {
+			return err
+		}
+	}
+	w.say("%s: %s, %s runs", h.Name, strings.Join(ips, " and "), h.version)
+	if err := w.serve(h.Machine, ips...); err != nil {
 		return err
 	}
-	if err := w.serve(h.Machine); err != nil {
+	if err := h.InstallPlugin(w.built, settings...); err != nil {
 		return err
 	}
-	if err := h.InstallPlugin(w.built); err != nil {
-		return err
-	}
-	w.say("%s: plugin %s is installed and enabled", h.Name, lab.Plugin)
+	w.say("%s: plugin %s is installed and enabled, %s", h.Name, lab.Plugin, settings[0])
 	return nil
 }
 

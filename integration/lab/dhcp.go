@@ -19,9 +19,9 @@ import (
 	"time"
 )
 
-// DHCPConfig is what a server for DHCP over IPv4 is told. What is left out, it does not tell its clients.
+// DHCPConfig is what a server for DHCP is told. What is left out, it does not tell its clients.
 type DHCPConfig struct {
-	Subnet   string            // "198.18.0.0/24"
+	Subnet   string            // "198.18.0.0/24"; left out: IPv6 only
 	From, To string            // the addresses it gives, both included
 	Router   string            // option 3
 	DNS      []string          // option 6
@@ -33,6 +33,10 @@ type DHCPConfig struct {
 	Lease    time.Duration     // an hour if it is left out; dnsmasq gives two minutes at least
 	Renew    time.Duration     // option 58; left out: the client's half of the lease
 	Rebind   time.Duration     // option 59; left out: the client's seven eighths
+
+	Subnet6    string // "fd00::/64"; left out: IPv4 only. Lease, Renew, Rebind, Domain and Reserved are for IPv6 too
+	From6, To6 string // the IPv6 addresses it gives, both included
+	SLAAC      bool   // as a router it says that clients may make addresses of the subnet themselves
 }
 
 // DHCPProgram names a program that serves DHCP.
@@ -42,6 +46,7 @@ type DHCPProgram string
 const (
 	Dnsmasq DHCPProgram = "dnsmasq"
 	Kea     DHCPProgram = "kea-dhcp4"
+	Kea6    DHCPProgram = "kea-dhcp6" // which serves IPv6 only, and is no router as dnsmasq is
 )
 
 // DHCPServer serves DHCP on a machine's link. It is authoritative: who asks at its start for an
@@ -81,6 +86,8 @@ func (s *DHCPServer) Reconfigure(config DHCPConfig) error {
 		text, err = s.dnsmasqConfig(config)
 	case Kea:
 		text, err = s.keaConfig(config)
+	case Kea6:
+		text, err = s.kea6Config(config)
 	default:
 		err = errors.New("there is no such program")
 	}
@@ -106,13 +113,14 @@ func (s *DHCPServer) Start() error {
 	}
 	switch s.Program {
 	case Dnsmasq:
-		s.process, err = s.machine.Start("DHCP, IP range", program, "--keep-in-foreground", "--conf-file="+config)
-	case Kea:
+		s.process, err = s.machine.Start("exclusively to interface", program, "--keep-in-foreground", "--conf-file="+config)
+	case Kea, Kea6:
 		libraries, err1 := filepath.Glob(filepath.Join(root, "usr/lib/*/libkea-util.so.*"))
 		if err1 != nil || len(libraries) == 0 {
 			return fmt.Errorf("the libraries of %s are not set up (make setup): %w", s.Program, err1)
 		}
-		s.process, err = s.machine.Start("DHCP4_STARTED", "env", "LD_LIBRARY_PATH="+filepath.Dir(libraries[0]),
+		started := map[DHCPProgram]string{Kea: "DHCP4_STARTED", Kea6: "DHCP6_STARTED"}[s.Program]
+		s.process, err = s.machine.Start(started, "env", "LD_LIBRARY_PATH="+filepath.Dir(libraries[0]),
 			"KEA_PIDFILE_DIR="+s.dir, "KEA_LOCKFILE_DIR="+s.dir, program, "-c", config)
 	}
 	return err
@@ -140,7 +148,7 @@ func (s *DHCPServer) Leases() ([]Lease, error) {
 		return nil, err
 	}
 	read := dnsmasqLeases
-	if s.Program == Kea {
+	if s.Program != Dnsmasq {
 		read = keaLeases
 	}
 	all, err := read(text)
@@ -151,16 +159,31 @@ func (s *DHCPServer) Leases() ([]Lease, error) {
 }
 
 func (s *DHCPServer) dnsmasqConfig(c DHCPConfig) ([]byte, error) {
-	subnet, err := netip.ParsePrefix(c.Subnet)
-	if err != nil {
-		return nil, err
-	}
 	var b bytes.Buffer
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 	line("interface=%s\nbind-interfaces\nexcept-interface=lo\nport=0\nuser=root\ngroup=root\npid-file=\nno-resolv\nno-hosts\nno-ping", s.link)
 	line("log-dhcp\nlog-facility=-\ndhcp-authoritative\ndhcp-leasefile=%s", s.leaseFile())
-	mask := net.IP(net.CIDRMask(subnet.Bits(), 32))
-	line("dhcp-range=%s,%s,%s,%d", c.From, c.To, mask, seconds(c.lease()))
+	if c.Subnet != "" {
+		subnet, err := netip.ParsePrefix(c.Subnet)
+		if err != nil {
+			return nil, err
+		}
+		line("dhcp-range=%s,%s,%s,%d", c.From, c.To, net.IP(net.CIDRMask(subnet.Bits(), 32)), seconds(c.lease()))
+	}
+	if c.Subnet6 != "" {
+		subnet, err := netip.ParsePrefix(c.Subnet6)
+		if err != nil {
+			return nil, err
+		}
+		slaac := ""
+		if c.SLAAC {
+			slaac = "slaac,"
+		}
+		line("enable-ra\ndhcp-range=%s,%s,%s%d,%d", c.From6, c.To6, slaac, subnet.Bits(), seconds(c.lease()))
+		if c.Domain != "" {
+			line("dhcp-option=option6:domain-search,%s", c.Domain)
+		}
+	}
 	// An option without a value keeps dnsmasq from telling its own address.
 	line("dhcp-option=3%s", value(c.Router))
 	line("dhcp-option=6%s", value(c.DNS...))
@@ -187,7 +210,11 @@ func (s *DHCPServer) dnsmasqConfig(c DHCPConfig) ([]byte, error) {
 		line("dhcp-option=59,%d", seconds(c.Rebind))
 	}
 	for _, mac := range slices.Sorted(maps.Keys(c.Reserved)) {
-		line("dhcp-host=%s,%s", mac, c.Reserved[mac])
+		if a := c.Reserved[mac]; strings.Contains(a, ":") {
+			line("dhcp-host=%s,[%s]", mac, a)
+		} else {
+			line("dhcp-host=%s,%s", mac, a)
+		}
 	}
 	return b.Bytes(), nil
 }
@@ -212,7 +239,8 @@ func (c DHCPConfig) lease() time.Duration {
 
 func seconds(d time.Duration) int { return int(d / time.Second) }
 
-// dnsmasqLeases reads lines of the time of expiry, MAC address, IP address, name and client identifier.
+// dnsmasqLeases reads lines of the time of expiry, MAC address (of IPv6, the association's number), IP
+// address, name and client identifier. Between those of IPv4 and those of IPv6 the server's own is told.
 func dnsmasqLeases(text []byte) ([]Lease, error) {
 	var all []Lease
 	known := func(s string) string {
@@ -223,6 +251,9 @@ func dnsmasqLeases(text []byte) ([]Lease, error) {
 	}
 	for line := range strings.Lines(string(text)) {
 		f := strings.Fields(line)
+		if len(f) == 2 && f[0] == "duid" {
+			continue
+		}
 		if len(f) != 5 {
 			return nil, fmt.Errorf("%q is no lease", line)
 		}
@@ -230,12 +261,46 @@ func dnsmasqLeases(text []byte) ([]Lease, error) {
 		if err != nil {
 			return nil, err
 		}
+		if strings.Contains(f[2], ":") {
+			f[1] = macOf(f[4])
+		}
 		all = append(all, Lease{IP: f[2], MAC: f[1], Host: known(f[3]), ClientID: known(f[4]), Until: time.Unix(until, 0)})
 	}
 	return all, nil
 }
 
+// macOf is the MAC address that a DUID is made of, if it is one with nothing else (RFC 8415, 11.4).
+func macOf(duid string) string {
+	mac, ok := strings.CutPrefix(duid, "00:03:00:01:")
+	if !ok {
+		return ""
+	}
+	return mac
+}
+
 type object = map[string]any
+
+func (s *DHCPServer) kea6Config(c DHCPConfig) ([]byte, error) {
+	var reserved, options []object
+	for _, mac := range slices.Sorted(maps.Keys(c.Reserved)) {
+		reserved = append(reserved, object{"hw-address": mac, "ip-addresses": []string{c.Reserved[mac]}})
+	}
+	if c.Domain != "" {
+		options = append(options, object{"name": "domain-search", "data": c.Domain})
+	}
+	server := object{
+		"interfaces-config":  object{"interfaces": []string{s.link}},
+		"lease-database":     object{"type": "memfile", "persist": true, "name": s.leaseFile(), "lfc-interval": 0},
+		"server-id":          object{"type": "EN", "enterprise-id": 2495, "identifier": "0123456789", "persist": false},
+		"valid-lifetime":     seconds(c.lease()),
+		"preferred-lifetime": seconds(c.lease()),
+		"subnet6": []object{{
+			"subnet": c.Subnet6, "interface": s.link, "pools": []object{{"pool": c.From6 + " - " + c.To6}},
+			"option-data": nonNil(options), "reservations": nonNil(reserved),
+		}},
+	}
+	return keaJSON("Dhcp6", "kea-dhcp6", server, c)
+}
 
 func (s *DHCPServer) keaConfig(c DHCPConfig) ([]byte, error) {
 	var options []object
@@ -279,15 +344,20 @@ func (s *DHCPServer) keaConfig(c DHCPConfig) ([]byte, error) {
 			"id": 1, "subnet": c.Subnet, "interface": s.link, "authoritative": true, "pools": []object{{"pool": c.From + " - " + c.To}},
 			"option-data": nonNil(options), "reservations": nonNil(reserved),
 		}},
-		"loggers": []object{{"name": "kea-dhcp4", "severity": "INFO", "output_options": []object{{"output": "stdout", "flush": true}}}},
 	}
+	return keaJSON("Dhcp4", "kea-dhcp4", server, c)
+}
+
+// keaJSON is the configuration of one of Kea's servers, with what all have.
+func keaJSON(key, logger string, server object, c DHCPConfig) ([]byte, error) {
+	server["loggers"] = []object{{"name": logger, "severity": "INFO", "output_options": []object{{"output": "stdout", "flush": true}}}}
 	if c.Renew > 0 {
 		server["renew-timer"] = seconds(c.Renew)
 	}
 	if c.Rebind > 0 {
 		server["rebind-timer"] = seconds(c.Rebind)
 	}
-	return json.MarshalIndent(object{"Dhcp4": server}, "", "  ")
+	return json.MarshalIndent(object{key: server}, "", "  ")
 }
 
 // nonNil makes JSON say [], not null.
@@ -303,7 +373,11 @@ func keaLeases(text []byte) ([]Lease, error) {
 	for i, name := range rows[0] {
 		column[name] = i
 	}
-	for _, name := range []string{"address", "hwaddr", "client_id", "valid_lifetime", "expire", "hostname", "state"} {
+	client := "client_id"
+	if _, ok := column["duid"]; ok {
+		client = "duid"
+	}
+	for _, name := range []string{"address", "hwaddr", client, "valid_lifetime", "expire", "hostname", "state"} {
 		if _, ok := column[name]; !ok {
 			return nil, fmt.Errorf("it has no column %s", name)
 		}
@@ -315,7 +389,10 @@ func keaLeases(text []byte) ([]Lease, error) {
 		if err != nil {
 			return nil, err
 		}
-		l := Lease{IP: field("address"), MAC: field("hwaddr"), Host: field("hostname"), ClientID: field("client_id"), Until: time.Unix(expire, 0)}
+		l := Lease{IP: field("address"), MAC: field("hwaddr"), Host: field("hostname"), ClientID: field(client), Until: time.Unix(expire, 0)}
+		if client == "duid" {
+			l.MAC = macOf(l.ClientID)
+		}
 		if field("valid_lifetime") == "0" || field("state") != "0" { // removed, declined, reclaimed
 			delete(last, l.IP)
 			continue

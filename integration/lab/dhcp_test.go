@@ -51,7 +51,7 @@ func testDHCP(t *testing.T, program lab.DHCPProgram) {
 			t.Errorf("the client is not told %q: %s", want, said)
 		}
 	}
-	ip := value(said, "ip")
+	ip := address(said)
 	if !strings.HasPrefix(ip, "198.18.0.1") {
 		t.Errorf("the client is given %q", ip)
 	}
@@ -63,7 +63,7 @@ func testDHCP(t *testing.T, program lab.DHCPProgram) {
 	if lease.MAC != "02:08:00:00:00:01" || lease.Host != "web" || left > 150*time.Second || left < 100*time.Second {
 		t.Errorf("the lease is %+v", lease)
 	}
-	if other := value(s.dhcpClient(a, "eth1").waitFor("bound"), "ip"); other != "198.18.0.77" {
+	if other := address(s.dhcpClient(a, "eth1").waitFor("bound")); other != "198.18.0.77" {
 		t.Errorf("the client with a reservation is given %s", other)
 	}
 
@@ -78,7 +78,7 @@ func testDHCP(t *testing.T, program lab.DHCPProgram) {
 		t.Errorf("after a restart the lease is %+v", l)
 	}
 	client.renew()
-	if got := value(client.waitFor("renew"), "ip"); got != ip {
+	if got := address(client.waitFor("renew")); got != ip {
 		t.Errorf("renewed, the address %s is %s", ip, got)
 	}
 	wire.Saw(t, lab.DHCP("request").From(ip))
@@ -95,7 +95,7 @@ func testDHCP(t *testing.T, program lab.DHCPProgram) {
 	client.renew()
 	client.waitFor("nak")
 	wire.Saw(t, lab.DHCP("nak"))
-	now := value(client.waitFor("bound"), "ip")
+	now := address(client.waitFor("bound"))
 	if now != "198.18.0.105" {
 		t.Errorf("after the server's no, the address is %s", now)
 	}
@@ -212,10 +212,10 @@ func (c *dhcpClient) signal(name string) {
 	c.s.must(err)
 }
 
-// value is that of a variable in what the client hears.
-func value(said, name string) string {
+// address is the client's, in what it hears.
+func address(said string) string {
 	for line := range strings.Lines(said) {
-		if v, ok := strings.CutPrefix(line, name+"="); ok {
+		if v, ok := strings.CutPrefix(line, "ip="); ok {
 			return strings.TrimSpace(v)
 		}
 	}

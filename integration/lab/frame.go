@@ -25,12 +25,23 @@ func decode(at time.Duration, sent bool, data []byte) Frame {
 	return Frame{at, sent, data, gopacket.NewPacket(data, layers.LayerTypeEthernet, gopacket.DecodeOptions{NoCopy: true})}
 }
 
+// own are the frame's layers, without those of a frame that is encapsulated in it.
+func (f Frame) own() []gopacket.Layer {
+	if f.packet == nil {
+		return nil
+	}
+	all := f.packet.Layers()
+	for i, x := range all {
+		if x.LayerType() == layers.LayerTypeVXLAN {
+			return all[:i]
+		}
+	}
+	return all
+}
+
 // layer is a frame's outermost layer of a kind, nil if it has none.
 func layer[L gopacket.Layer](f Frame) (l L) {
-	if f.packet == nil {
-		return l
-	}
-	for _, x := range f.packet.Layers() {
+	for _, x := range f.own() {
 		if found, ok := x.(L); ok {
 			return found
 		}
@@ -40,10 +51,7 @@ func layer[L gopacket.Layer](f Frame) (l L) {
 
 // vlans are the tags' VLANs, from the outermost.
 func (f Frame) vlans() (ids []uint16) {
-	if f.packet == nil {
-		return nil
-	}
-	for _, x := range f.packet.Layers() {
+	for _, x := range f.own() {
 		if tag, ok := x.(*layers.Dot1Q); ok {
 			ids = append(ids, tag.VLANIdentifier)
 		}
@@ -162,6 +170,9 @@ func (f Frame) message() string {
 			}
 		}
 		return fmt.Sprintf("TCP [%s] seq %d, ack %d, %d bytes", flags, tcp.Seq, tcp.Ack, len(tcp.Payload))
+	}
+	if vni, inner, ok := f.VXLAN(); ok {
+		return fmt.Sprintf("VXLAN vni %d, inside %s", vni, strings.TrimSpace(inner.String()[len("   0.0000 In "):]))
 	}
 	if udp := layer[*layers.UDP](f); udp != nil {
 		return fmt.Sprintf("UDP, %d bytes", len(udp.Payload))

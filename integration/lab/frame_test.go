@@ -37,8 +37,16 @@ var samples = []struct {
 		"In  02:08:00:00:00:01 > 02:08:00:00:00:02, 198.18.0.1 > 198.18.0.2: IP protocol 132, fragment offset 0, length 34",
 		[]Match{IPv4().Protocol(132), Not(TCP())}},
 	{"0180c200000e02080000000188b5", "In  02:08:00:00:00:01 > 01:80:c2:00:00:0e, ethertype 0x88b5", []Match{Not(IPv4()), Not(ARP())}},
+	{vxlanSample, "In  02:08:00:00:00:01 > 02:08:00:00:00:02, 198.18.80.1:49152 > 198.18.80.2:14789: VXLAN vni 5001, inside 02:0a:00:00:00:01 > 02:0a:00:00:00:02, 10.90.0.1 > 10.90.0.2: ICMP EchoRequest, id 7, seq 1, length 46, length 96",
+		[]Match{Encapsulated(14789).From("198.18.80.1").VNI(5001).Inside(EchoRequest().To("10.90.0.2")), Not(Encapsulated(4789)), Not(EchoRequest()), Not(Frames().VNI(5002)), Not(Group()), UDP().ChecksumMissing()}},
+	{strings.Replace(vxlanSample, "39c5", "12b5", 1), "198.18.80.2:4789: VXLAN vni 5001, inside 02:0a", // which the decoder knows by itself
+		[]Match{Encapsulated(4789).To("198.18.80.2").VNI(5001).Inside(ICMPFrom("10.90.0.1").Carrying("mark")), Not(EchoRequest()), Not(Frames().To("10.90.0.2"))}},
+	{strings.Replace(vxlanSample, "0800000000138900", "0c00000000138900", 1), "UDP, 54 bytes", []Match{UDP().ToPort(14789), Not(Encapsulated(14789)), Not(Frames().VNI(5001))}},
 	{"0180c2", "no Ethernet frame: 0180c2", []Match{Frames(), Not(SourceMAC("02:08:00:00:00:01"))}},
 }
+
+const vxlanSample = "020800000002020800000001080045000052000040004011" + "0000c6125001c6125002" + "c00039c5003e0000" + "0800000000138900" +
+	"020a00000002020a0000000108004500002000010000400100000a5a00010a5a000208000000000700016d61726b"
 
 func TestFrames(t *testing.T) {
 	for _, s := range samples {

@@ -31,7 +31,7 @@ type Host struct {
 	*Machine
 	Engine Engine
 	Flags  []string // of dockerd, besides what the lab needs
-	plugs  []func() error
+	plugs  []plug
 	engine *exec.Cmd
 }
 
@@ -64,11 +64,17 @@ func (l *Lab) Host(name string, engine Engine, flags ...string) (*Host, error) {
 	return h, h.StartEngine()
 }
 
+// plug is a link of a host's.
+type plug struct {
+	lan       *LAN
+	link      string
+	addresses []string
+}
+
 // Plug connects the host to a segment, now and after each reboot.
 func (h *Host) Plug(n *LAN, link string, addresses ...string) error {
-	plug := func() error { return n.Plug(h.Machine, link, addresses...) }
-	h.plugs = append(h.plugs, plug)
-	return plug()
+	h.plugs = append(h.plugs, plug{n, link, addresses})
+	return n.Plug(h.Machine, link, addresses...)
 }
 
 // StartEngine starts the engine and waits until it answers.
@@ -159,12 +165,26 @@ func (h *Host) signalEngine(signal string) error {
 // Reboot ends everything on the host at once, as a power cut does, and starts it anew: only what
 // was on its disk is left.
 func (h *Host) Reboot() error {
+	h.PowerOff()
+	return h.PowerOn()
+}
+
+// PowerOff ends everything on the host at once, its links too. Nothing can be asked of it then but to
+// be powered on.
+func (h *Host) PowerOff() {
 	h.end()
+	for _, p := range h.plugs {
+		_ = p.lan.Unplug(h.Machine, p.link) // the kernel may have done so, but it takes its time, and answers meanwhile
+	}
+}
+
+// PowerOn starts a host that is off, and its engine.
+func (h *Host) PowerOn() error {
 	if err := h.boot(); err != nil {
 		return err
 	}
-	for _, plug := range h.plugs {
-		if err := plug(); err != nil {
+	for _, p := range h.plugs {
+		if err := p.lan.Plug(h.Machine, p.link, p.addresses...); err != nil {
 			return err
 		}
 	}
@@ -211,6 +231,14 @@ func (h *Host) InstallPlugin(dir string, settings ...string) error {
 	return err
 }
 
+// SetPlugin gives the plugin other settings, for which the engine has to stop it.
+func (h *Host) SetPlugin(settings ...string) error {
+	_, disabled := h.Docker("plugin", "disable", "-f", Plugin)
+	_, set := h.Docker(append([]string{"plugin", "set", Plugin}, settings...)...)
+	_, enabled := h.Docker("plugin", "enable", Plugin)
+	return errors.Join(disabled, set, enabled)
+}
+
 // PluginPID finds the plugin's process, as the host sees it.
 func (h *Host) PluginPID() (string, error) {
 	out, err := h.Run("pgrep", "-f", "^/dockway serve")
@@ -234,7 +262,8 @@ func (h *Host) KillPlugin() error {
 	return err
 }
 
-// WaitPlugin waits until a plugin other than the given process answers.
+// WaitPlugin waits until a plugin other than the given process answers, and the engine has taken note
+// of it.
 func (h *Host) WaitPlugin(but string) error {
 	return WaitFor(30*time.Second, "the plugin of "+h.Name, func() (bool, error) {
 		pid, err := h.PluginPID()
@@ -242,7 +271,7 @@ func (h *Host) WaitPlugin(but string) error {
 			return false, err
 		}
 		out, err := h.Dockway("status", "--json")
-		return err == nil && strings.Contains(out, `"in_sync":true`), errors.Join(err, errors.New(out))
+		return err == nil && strings.Contains(out, `"in_sync":true`) && strings.Contains(out, `"registered":true`), errors.Join(err, errors.New(out))
 	})
 }
 

@@ -153,9 +153,12 @@ func (m *Machine) boot() error {
 	}
 	said := make([]byte, 512)
 	n, err := ready.Read(said)
-	if err != nil || string(said[:n]) != "ready" {
+	if err == nil && string(said[:n]) != "ready" {
+		err = errors.New("it is not ready")
+	}
+	if err != nil {
 		m.end()
-		return fmt.Errorf("its first process says %q (%v)", said[:n], err)
+		return fmt.Errorf("its first process says %q: %w", said[:n], err)
 	}
 	return nil
 }
@@ -185,8 +188,8 @@ func (m *Machine) Command(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// limit is how long a command may take that is not given a time.
-const limit = 60 * time.Second
+// limit is how long a command may take that is not given a time: one that takes longer hangs.
+const limit = 5 * time.Minute
 
 // Run runs a program on the machine and returns what it printed, on both outputs.
 func (m *Machine) Run(args ...string) (string, error) {

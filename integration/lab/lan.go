@@ -18,6 +18,7 @@ type LAN struct {
 
 	mu    sync.Mutex
 	ports map[string]string // by machine and link
+	rules int
 }
 
 // LAN makes a segment.

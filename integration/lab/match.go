@@ -173,6 +173,15 @@ func DHCP(kind string) Match {
 	})
 }
 
+// DHCPv6 is messages of DHCP for IPv6 of a type: "solicit", "advertise", "request", "renew", "rebind",
+// "reply", "release" or "decline".
+func DHCPv6(kind string) Match {
+	return Frames().and("DHCPv6 "+kind, func(f Frame) bool {
+		m := layer[*layers.DHCPv6](f)
+		return m != nil && strings.EqualFold(m.MsgType.String(), kind)
+	})
+}
+
 // SourceMAC is frames from a MAC address.
 func SourceMAC(mac string) Match { return Frames().SourceMAC(mac) }
 
@@ -219,7 +228,7 @@ func (m Match) Protocol(number int) Match {
 			return false
 		}
 		last := ip.NextHeader
-		for _, l := range f.packet.Layers() {
+		for _, l := range f.own() {
 			switch l := l.(type) {
 			case *layers.IPv6HopByHop:
 				last = l.NextHeader

@@ -62,7 +62,7 @@ func (m *Machine) Start(ready string, args ...string) (*Process, error) {
 	err = WaitFor(15*time.Second, p.what+" to say "+ready, func() (bool, error) {
 		select {
 		case <-p.ended:
-			return ready == "" || strings.Contains(p.Output(), ready), fmt.Errorf("it ended: %v", p.err)
+			return ready == "" || strings.Contains(p.Output(), ready), fmt.Errorf("it ended: %s", p.cmd.ProcessState)
 		default:
 			return strings.Contains(p.Output(), ready), nil
 		}

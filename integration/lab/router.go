@@ -94,31 +94,35 @@ func (r *Router) Forwarded(from, to string) (int, error) {
 	return packets(out, regexp.QuoteMeta(a.String()+" . "+b.String()+" "))
 }
 
-// Rule is what a router drops.
+// Rule is what a router or a segment drops.
 type Rule struct {
-	router *Router
-	chain  string
+	machine       *Machine
+	family, chain string
 }
 
 // Drop makes the router drop what it would forward and nft's expression fits ("ip saddr 198.18.0.7
 // ip daddr 198.18.0.8"), until the rule is removed.
 func (r *Router) Drop(expression string) (*Rule, error) {
 	r.rules++
-	rule := &Rule{r, "drop" + strconv.Itoa(r.rules)}
-	_, err := r.Script(fmt.Sprintf(`nft -f - <<.
-table inet lab {
+	rule := &Rule{r.Machine, "inet", "drop" + strconv.Itoa(r.rules)}
+	return rule, rule.add(expression)
+}
+
+func (r *Rule) add(expression string) error {
+	_, err := r.machine.Script(fmt.Sprintf(`nft -f - <<.
+table %s lab {
 	chain %s {
 		type filter hook forward priority 0
 		%s counter drop
 	}
 }
-.`, rule.chain, expression))
-	return rule, err
+.`, r.family, r.chain, expression))
+	return err
 }
 
 // Dropped is the number of packets that the rule has dropped.
 func (r *Rule) Dropped() (int, error) {
-	out, err := r.router.Run("nft", "list", "chain", "inet", "lab", r.chain)
+	out, err := r.machine.Run("nft", "list", "chain", r.family, "lab", r.chain)
 	if err != nil {
 		return 0, err
 	}
@@ -127,7 +131,7 @@ func (r *Rule) Dropped() (int, error) {
 
 // Remove ends the rule.
 func (r *Rule) Remove() error {
-	_, err := r.router.Run("nft", "delete", "chain", "inet", "lab", r.chain)
+	_, err := r.machine.Run("nft", "delete", "chain", r.family, "lab", r.chain)
 	return err
 }
 

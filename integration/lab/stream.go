@@ -1,11 +1,9 @@
 package lab
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
-	"strings"
 	"time"
 )
 
@@ -67,9 +65,6 @@ func said(p *Process) (r struct {
 	Received int64         `json:"received"`
 	Longest  time.Duration `json:"longest_gap"`
 }, err error) {
-	_, text, ok := strings.Cut(p.Output(), "{")
-	if !ok {
-		return r, fmt.Errorf("%s reports nothing", p.what)
-	}
-	return r, json.NewDecoder(strings.NewReader("{" + text)).Decode(&r)
+	err = p.reported(&r)
+	return r, err
 }

@@ -16,7 +16,7 @@ import (
 const usage = `probe serve tcp|udp ADDRESS           answer each client with its address, until ended
 probe ask tcp|udp ADDRESS             print what the server says: the address it saw
 probe hold tcp ADDRESS                one connection, a line each 10 ms there and back, until a line on stdin; prints how many
-` + streamUsage + "\n" + neighbourUsage + "\n" + trunkUsage + "\n" + rawUsage
+` + streamUsage + "\n" + pulseUsage + "\n" + neighbourUsage + "\n" + trunkUsage + "\n" + rawUsage
 
 func main() {
 	timeout := flag.Duration("timeout", 2*time.Second, "how long to wait for an answer")
@@ -59,6 +59,10 @@ func run(args []string, timeout time.Duration) error {
 		return serveStream(address, timeout)
 	case "stream to":
 		return streamTo(address, timeout)
+	case "pulse serve":
+		return servePulse(address)
+	case "pulse to":
+		return sendPulse(address)
 	}
 	return raw(command+" "+network, address, args[3:], timeout)
 }

@@ -174,8 +174,8 @@ func ping(address, count, text string, timeout time.Duration) error {
 	came, id := 0, uint16(os.Getpid())
 	b := make([]byte, 1<<16)
 	for n := range times {
-		head := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16([]byte{request, 0, 0, 0}, id), uint16(n))
-		message := append(head, text...)
+		message := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16([]byte{request, 0, 0, 0}, id), uint16(n))
+		message = append(message, text...)
 		if to.Is4() { // the kernel sums up ICMPv6
 			binary.BigEndian.PutUint16(message[2:], checksum(message))
 		}
