@@ -50,7 +50,7 @@ func TestLabKilled(t *testing.T) {
 	}
 	_ = child.Wait() // killed
 	left := ""
-	if err := lab.WaitFor(10*time.Second, "the end of all that the killed lab ran", func() (bool, error) {
+	if err := lab.WaitFor(soon, "the end of all that the killed lab ran", func() (bool, error) {
 		left = running(t, id)
 		return left == "", nil
 	}); err != nil {

@@ -165,7 +165,7 @@ func TestNothingLeaks(t *testing.T) {
 		t.Logf("%d cycles in %s; before %s, after %s", count, time.Since(start).Round(time.Millisecond), memory, h.memory())
 		docker()
 		var after string
-		if err := lab.WaitFor(10*time.Second, "all to be let go", func() (bool, error) {
+		if err := lab.WaitFor(soon, "all to be let go", func() (bool, error) {
 			after = h.resources()
 			return after == before, nil
 		}); err != nil {

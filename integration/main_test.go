@@ -241,7 +241,7 @@ func on(m *lab.Machine) from {
 
 // soon is how long tests wait for what comes at once: longer than the second in which repairs are promised, since
 // tests share their machine with others, and far shorter than the minute after which dockway looks by itself.
-const soon = 10 * time.Second
+const soon = 20 * time.Second
 
 // reaches fails the test unless the server is reached and sees the client as seen (any, if empty).
 func reaches(t *testing.T, what string, f from, network, address, seen string) {

@@ -151,7 +151,7 @@ func TestOverlayKeys(t *testing.T) {
 	}
 	ended(t, "while the key was changed", pulse)
 	hosts[1].server("later", "back")
-	eventually(t, 5*time.Second, "with the new key the hosts understand each other", func() bool {
+	eventually(t, soon, "with the new key the hosts understand each other", func() bool {
 		return hosts[0].overlays("back")[hosts[1].address("later", "back")] != ""
 	})
 	// The new key is on record, also where the setting is the old one.

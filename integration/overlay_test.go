@@ -131,7 +131,7 @@ func members(t *testing.T, network string, hosts ...*host) []member {
 func known(t *testing.T, network string, all ...member) {
 	t.Helper()
 	for _, h := range all {
-		eventually(t, 10*time.Second, h.host.Name+" knows every container of "+network, func() bool {
+		eventually(t, soon, h.host.Name+" knows every container of "+network, func() bool {
 			is := h.host.overlays(network)
 			for _, m := range all {
 				if is[m.v4] != m.host.Name+" "+m.mac || m.v6 != "" && is[m.v6] != m.host.Name+" "+m.mac {
@@ -214,7 +214,7 @@ func TestOverlay(t *testing.T) {
 	// Who is gone is gone everywhere.
 	hosts[1].docker("rm", "-f", all[1].name)
 	for _, h := range hosts {
-		eventually(t, 5*time.Second, h.Name+" knows that the container is gone", func() bool { return h.overlays("back")[all[1].v4] == "" })
+		eventually(t, soon, h.Name+" knows that the container is gone", func() bool { return h.overlays("back")[all[1].v4] == "" })
 	}
 	// And comes back on another host with the same address.
 	hosts[2].server("moved", "back", "--ip", all[1].v4)
@@ -223,7 +223,7 @@ func TestOverlay(t *testing.T) {
 		t.Errorf("on another host the address has the same MAC, %s", moved.mac)
 	}
 	for _, m := range []member{all[0], all[2]} {
-		eventually(t, 5*time.Second, m.host.Name+" knows where the address has gone", func() bool {
+		eventually(t, soon, m.host.Name+" knows where the address has gone", func() bool {
 			return m.host.overlays("back")[moved.v4] == "under-3 "+moved.mac
 		})
 		reaches(t, "the address that moved", m.from, "tcp", moved.v4+":80", m.v4)
@@ -295,14 +295,14 @@ func TestOverlayTenants(t *testing.T) {
 	}
 	wire := hosts[0].Capture(t, "eth0")
 	for vsid, tenant := range map[int]string{5011: "red", 5012: "blue"} {
-		eventually(t, 10*time.Second, "the hosts know "+tenant, func() bool { return hosts[0].overlays(tenant)["198.18.90.201"] != "" })
+		eventually(t, soon, "the hosts know "+tenant, func() bool { return hosts[0].overlays(tenant)["198.18.90.201"] != "" })
 		wire.Forget()
 		reaches(t, tenant, hosts[0].in(tenant+"-0"), "tcp", "198.18.90.201:80", "198.18.90.200")
 		wire.Saw(t, lab.Encapsulated(vxlanPort).VNI(vsid))
 		wire.AllFrames(t, "of the tenant's own network", lab.Either(lab.Not(lab.Encapsulated(vxlanPort)), lab.Encapsulated(vxlanPort).VNI(vsid)))
 	}
 	hosts[1].docker("rm", "-f", "blue-1")
-	eventually(t, 5*time.Second, "it is gone", func() bool { return hosts[0].overlays("blue")["198.18.90.201"] == "" })
+	eventually(t, soon, "it is gone", func() bool { return hosts[0].overlays("blue")["198.18.90.201"] == "" })
 	barred(t, "the other tenant's container with the address", hosts[0].in("blue-0"), "tcp", "198.18.90.201:80")
 	reaches(t, "its own", hosts[0].in("red-0"), "tcp", "198.18.90.201:80", "198.18.90.200")
 	hosts[0].refused("VXLAN identifier 5011 is that of network red", "network", "create", "-d", lab.Plugin, "--ipam-driver", lab.Plugin, "--subnet", next4, "-o", "mode=overlay", "-o", "vsid=5011", "third")
@@ -490,7 +490,7 @@ func TestOverlayHostDies(t *testing.T) {
 	last.PowerOff()
 	for _, h := range hosts[:2] {
 		eventually(t, 60*time.Second, h.Name+" finds the host dead", func() bool { return h.peers()[last.Name] == "dead" })
-		eventually(t, 5*time.Second, h.Name+" forgets its containers", func() bool { return h.overlays("back")[all[2].v4] == "" })
+		eventually(t, soon, h.Name+" forgets its containers", func() bool { return h.overlays("back")[all[2].v4] == "" })
 	}
 	if err := last.PowerOn(); err != nil {
 		t.Fatal(err)

@@ -3,7 +3,6 @@ package integration
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"encoding/binary"
 	"encoding/hex"
 	"io"
@@ -14,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/dockway/dockway/integration/lab"
 )
@@ -158,48 +156,52 @@ func (h *host) linkWith(address string) string {
 
 // watcher collects the frames that come in on a link.
 type watcher struct {
-	t   *testing.T
-	cmd *exec.Cmd
-	out *bufio.Reader
+	t    *testing.T
+	cmd  *exec.Cmd
+	text chan []byte // what the probe has said, when it has ended
 }
 
 // watchIn watches a container's link until a frame comes with the words end in it.
 func (h *host) watchIn(container, link, end string) *watcher { //nolint:unparam // the call says which end, as of watchOn
 	h.t.Helper()
-	return watch(h.t, h.Machine, "docker", "exec", container, "/probe", "-timeout", "15s", "watch", "link", link, end)
+	return watch(h.t, h.Machine, []string{"docker", "exec", container, "/probe"}, "link", link, end)
 }
 
 // watchOn watches a machine's link likewise.
 func watchOn(t *testing.T, m *lab.Machine, link, end string) *watcher {
 	t.Helper()
-	return watch(t, m, shared.probe, "-timeout", "15s", "watch", "link", link, end)
+	return watch(t, m, []string{shared.probe}, "link", link, end)
 }
 
-func watch(t *testing.T, m *lab.Machine, args ...string) *watcher {
+func watch(t *testing.T, m *lab.Machine, probe []string, what ...string) *watcher {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	t.Cleanup(cancel)
-	w := &watcher{t: t, cmd: m.Command(ctx, args...)}
-	out, err := w.cmd.StdoutPipe()
+	w := &watcher{t: t, cmd: m.Command(t.Context(), slices.Concat(probe, []string{"-timeout", "120s", "watch"}, what)...), text: make(chan []byte, 1)}
+	pipe, err := w.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.out, w.cmd.Stderr = bufio.NewReader(out), &bytes.Buffer{}
+	out := bufio.NewReader(pipe)
+	w.cmd.Stderr = &bytes.Buffer{}
 	if err := w.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if line, err := w.out.ReadString('\n'); line != "watching\n" {
+	if line, err := out.ReadString('\n'); line != "watching\n" {
 		t.Fatalf("the watch does not start: %q, %v: %s", line, err, w.cmd.Stderr)
 	}
+	// Read at once: a probe whose pipe is full stops looking, and its socket drops what it does not take.
+	go func() {
+		text, _ := io.ReadAll(out)
+		w.text <- text
+	}()
 	return w
 }
 
 // frames waits for the end, and gives what came before it.
 func (w *watcher) frames() [][]byte {
 	w.t.Helper()
-	text, err := io.ReadAll(w.out)
-	if end := w.cmd.Wait(); err != nil || end != nil {
-		w.t.Fatalf("watch: %v, %v: %s", err, end, w.cmd.Stderr)
+	text := <-w.text
+	if err := w.cmd.Wait(); err != nil {
+		w.t.Fatalf("watch: %v: %s", err, w.cmd.Stderr)
 	}
 	var all [][]byte
 	for line := range strings.FieldsSeq(string(text)) {
@@ -506,7 +508,7 @@ func TestGuardedFromTheStart(t *testing.T) {
 		} {
 			args = append(args, hex.EncodeToString(frame))
 		}
-		seen := watch(t, h.Machine, shared.probe, "-timeout", "60s", "watch", "out", "dwv", "the end")
+		seen := watch(t, h.Machine, []string{shared.probe}, "out", "dwv", "the end")
 		h.docker(append([]string{"exec", "-d", "flood-a", "/probe"}, args...)...)
 		for i := range 3 {
 			name := "flood-b" + strconv.Itoa(i)

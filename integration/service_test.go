@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -35,7 +34,7 @@ func TestServiceOverlay(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := lab.WaitFor(10*time.Second, "the service to be in its cluster", func() (bool, error) {
+		if err := lab.WaitFor(soon, "the service to be in its cluster", func() (bool, error) {
 			out, err := h.Dockway("peers", "--socket", socket)
 			return err == nil && strings.Contains(out, h.ip), err
 		}); err != nil {

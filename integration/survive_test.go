@@ -671,7 +671,7 @@ func TestDamagedRecord(t *testing.T) {
 		if out, err := h.Docker("plugin", "enable", lab.Plugin); err == nil {
 			t.Errorf("dockway starts on a truncated record: %s", out)
 		}
-		if err := lab.WaitFor(5*time.Second, "the engine's log to say which record is damaged, and what to do", func() (bool, error) {
+		if err := lab.WaitFor(soon, "the engine's log to say which record is damaged, and what to do", func() (bool, error) {
 			log := h.Log(500)
 			return strings.Contains(log, "the record /var/lib/dockway/dockway.db is damaged") && strings.Contains(log, "put a backup in its place"), nil
 		}); err != nil {
@@ -730,7 +730,7 @@ func TestFullDisk(t *testing.T) {
 			}
 			return out
 		}
-		if err := lab.WaitFor(5*time.Second, "the service", func() (bool, error) {
+		if err := lab.WaitFor(soon, "the service", func() (bool, error) {
 			out, err := h.Dockway("status", "--json", "--socket", "/run/docker/plugins/dw2.sock")
 			return err == nil && strings.Contains(out, `"in_sync":true`), err
 		}); err != nil {

@@ -65,7 +65,7 @@ func eachWiredSurvivor(t *testing.T, test func(t *testing.T, w *wire, h *host), 
 func (h *host) restored(what, before string) {
 	h.t.Helper()
 	after := ""
-	if err := lab.WaitFor(10*time.Second, "the uplink to be as it was", func() (bool, error) {
+	if err := lab.WaitFor(soon, "the uplink to be as it was", func() (bool, error) {
 		after = h.uplink()
 		return after == before, nil
 	}); err != nil {
@@ -248,7 +248,7 @@ const changes = "ip monitor link address route"
 // the engine looks whether it answers, and disables one that has died meanwhile.
 func (h *host) pluginGrown() (pid string) {
 	h.t.Helper()
-	if err := lab.WaitFor(10*time.Second, "the plugin to be 0.7 s old", func() (_ bool, err error) {
+	if err := lab.WaitFor(soon, "the plugin to be 0.7 s old", func() (_ bool, err error) {
 		if pid, err = h.PluginPID(); err != nil {
 			return false, err
 		}
@@ -374,7 +374,7 @@ func TestUplinkMoveKilled(t *testing.T) {
 				h.moved(what+", network on record", had)
 			default: // and can be collected at any moment, as the engine does not know it
 				on := ""
-				if err := lab.WaitFor(10*time.Second, "all to have moved", func() (bool, error) {
+				if err := lab.WaitFor(soon, "all to have moved", func() (bool, error) {
 					out, err := h.Script(strings.ReplaceAll(allOwn, "LINK", externalSwitch))
 					on = h.anonymous(out, externalSwitch)
 					return err == nil && on == had || !onRecord(), nil
@@ -386,7 +386,7 @@ func TestUplinkMoveKilled(t *testing.T) {
 			fates[fmt.Sprintf("succeeded %t, on record %t, engine has it %t", failed == nil, recorded, err == nil)]++
 			if err != nil {
 				// What the engine does not know is collected after a while, and its subnet is free then.
-				if err := lab.WaitFor(10*time.Second, what+": the network to be collected", func() (bool, error) { return !onRecord(), nil }); err != nil {
+				if err := lab.WaitFor(soon, what+": the network to be collected", func() (bool, error) { return !onRecord(), nil }); err != nil {
 					t.Fatal(err)
 				}
 				if out, err := create(); err != nil {
@@ -683,7 +683,7 @@ func TestUplinkReturns(t *testing.T) {
 			if err := w.lan.Unplug(h.Machine, containerUplink); err != nil {
 				t.Fatal(err)
 			}
-			if err := lab.WaitFor(5*time.Second, "the status to name the missing uplink", func() (bool, error) {
+			if err := lab.WaitFor(soon, "the status to name the missing uplink", func() (bool, error) {
 				out, err := h.Dockway("status")
 				return strings.Contains(out, "in sync    no") && strings.Contains(out, "uplink "+containerUplink+" is not there"), errors.Join(err, errors.New(out))
 			}); err != nil {
@@ -697,7 +697,7 @@ func TestUplinkReturns(t *testing.T) {
 				t.Fatal(err)
 			}
 			start := time.Now()
-			if err := lab.WaitFor(5*time.Second, "the uplink to be taken up again", func() (bool, error) {
+			if err := lab.WaitFor(soon, "the uplink to be taken up again", func() (bool, error) {
 				out, err := h.Dockway("status")
 				return strings.Contains(out, "in sync    yes"), errors.Join(err, errors.New(out))
 			}); err != nil {

@@ -138,6 +138,7 @@ func watch(out bool, link, end string, timeout time.Duration) error {
 	}
 	fmt.Println("watching")
 	deadline, ended := time.Now().Add(timeout), false
+	names := map[int]string{}
 	b := make([]byte, 1<<16)
 	for {
 		left := time.Until(deadline)
@@ -160,10 +161,8 @@ func watch(out bool, link, end string, timeout time.Duration) error {
 		if !ok || out != (ll.Pkttype == unix.PACKET_OUTGOING) {
 			continue
 		}
-		if out {
-			if i, err := net.InterfaceByIndex(ll.Ifindex); err != nil || !strings.HasPrefix(i.Name, link) {
-				continue
-			}
+		if out && !watched(ll.Ifindex, link, names) {
+			continue
 		}
 		if bytes.Contains(b[:n], []byte(end)) {
 			if !ended {
@@ -173,4 +172,17 @@ func watch(out bool, link, end string, timeout time.Duration) error {
 		}
 		fmt.Println(hex.EncodeToString(b[:n]))
 	}
+}
+
+// watched tells whether a link's name begins with prefix. Names are asked for once: to ask for each
+// frame is slower than frames come in a flood.
+func watched(index int, prefix string, names map[int]string) bool {
+	if names[index] == "" {
+		i, err := net.InterfaceByIndex(index)
+		if err != nil {
+			return false
+		}
+		names[index] = i.Name
+	}
+	return strings.HasPrefix(names[index], prefix)
 }
