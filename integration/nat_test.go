@@ -127,17 +127,45 @@ func TestInternal(t *testing.T) {
 	})
 }
 
-// TestDisableICC: containers of the network cannot reach each other, the outside they can.
+// TestDisableICC: containers of the network cannot reach each other but by published ports, the outside they can,
+// whether or not the host's rules see bridged frames.
 func TestDisableICC(t *testing.T) {
 	stop := outsideServer(t)
 	defer stop()
 	eachEngine(t, func(t *testing.T, h *host) {
-		h.network("noicc", "-o", "disable_icc=true")
-		h.server("noicc-a", "noicc", "-p", "8002:80")
+		h.network("noicc", "--subnet", "198.19.11.0/24", "--ipv6", "--subnet", "fd00:19:11::/64", "-o", "disable_icc=true")
+		h.server("noicc-a", "noicc", "-p", "8002:80", "-p", "8002:80/udp")
 		h.client("noicc-b", "noicc")
-		barred(t, "disable_icc", h.in("noicc-b"), "tcp", h.address("noicc-a", "noicc")+":80")
-		reaches(t, "disable_icc, outside", h.in("noicc-b"), "tcp", peer4+":80", h.ip)
-		reaches(t, "disable_icc, published", on(shared.peer), "tcp", h.ip+":8002", peer4)
+		a, a6 := h.address("noicc-a", "noicc"), h.address6("noicc-a", "noicc")
+		const bridgeNF = "sysctl -qw net.bridge.bridge-nf-call-iptables=%[1]d net.bridge.bridge-nf-call-ip6tables=%[1]d"
+		was := h.must("sysctl -n net.bridge.bridge-nf-call-ip6tables")
+		t.Cleanup(func() {
+			h.must("sysctl -qw net.bridge.bridge-nf-call-iptables=1 net.bridge.bridge-nf-call-ip6tables=" + was)
+		})
+		for _, seen := range []int{1, 0} {
+			h.must(fmt.Sprintf(bridgeNF, seen))
+			what := fmt.Sprintf("disable_icc, bridge-nf-call-iptables=%d", seen)
+			for _, network := range []string{"tcp", "udp"} {
+				for _, own := range []string{a + ":80", "[" + a6 + "]:80"} {
+					barred(t, what, h.in("noicc-b"), network, own)
+				}
+				for _, port := range []string{h.ip + ":8002", "198.19.11.1:8002", "[" + host6[h.Engine] + "]:8002"} {
+					reaches(t, what+": container to a published port of its network", h.in("noicc-b"), network, port, "")
+					reaches(t, what+": container to its own published port", h.in("noicc-a"), network, port, "")
+				}
+				reaches(t, what+": outside to published port", on(shared.peer), network, h.ip+":8002", peer4)
+				reaches(t, what+": outside to published port, IPv6", on(shared.peer), network, "["+host6[h.Engine]+"]:8002", peer6)
+				reaches(t, what+": container to outside", h.in("noicc-b"), network, peer4+":80", h.ip)
+			}
+			for _, own := range []string{a, a6} {
+				if out, err := h.Docker("exec", "noicc-b", "ping", "-c1", "-W1", own); err == nil {
+					t.Errorf("%s: a container pings another: %s", what, out)
+				}
+			}
+			if out, err := h.in("noicc-b")("-timeout", "700ms", "arp", "eth0", a); err == nil {
+				t.Errorf("%s: a container finds another: %s", what, out)
+			}
+		}
 	})
 }
 

@@ -108,6 +108,8 @@ var unicast = nft.NoneOf(nft.PktType, "broadcast", "multicast")
 var externalChains = []*nft.Chain{
 	{Name: "external", Type: "filter", Hook: "prerouting", Priority: prioBrDstNAT + justAfter, Rules: []nft.Rule{
 		nft.R("from a container", nft.Is(nft.IIfName, externalPorts), nft.Goto("leaving")),
+		nft.R("internal switches", nft.Is(nft.IIfName, ports), nft.NotIn(silent, nft.IIfName), nft.Accept),
+		nft.R("disable_icc, internal switches: to the host only", nft.Is(nft.IIfName, ports), nft.NotIn(host, nft.IIfName, nft.EtherDAddr), unicast, nft.Drop),
 		nft.R("internal switches", nft.Is(nft.IIfName, ports), nft.Accept),
 		nft.R("bridged", nft.In(inside4, nft.EtherDAddr, nft.IPDAddr), nft.MarkSet{Bit: bridged}, nft.Accept),
 		nft.R("bridged (6)", nft.In(inside6, nft.EtherDAddr, nft.IP6DAddr), nft.MarkSet{Bit: bridged}, nft.Accept),
@@ -148,6 +150,9 @@ var externalChains = []*nft.Chain{
 	{Name: "forward", Type: "filter", Hook: "forward", Priority: prioBrFilter, Rules: []nft.Rule{
 		nft.R("from a container", nft.Is(nft.IIfName, externalPorts), nft.Goto("away")),
 		nft.R("to a container", nft.Is(nft.OIfName, externalPorts), nft.Goto("home")),
+		// What is for one alone was for the host, by its MAC, when it came. Where bridge-nf-call-iptables is on, the
+		// kernel translates what is for a published port after that, and bridges it.
+		nft.R("disable_icc, internal switches: only to a published port", nft.In(silent, nft.IIfName), nft.In(silent, nft.OIfName), nft.AnyOf(nft.PktType, "broadcast", "multicast"), nft.Drop),
 	}},
 	{Name: "home", Rules: []nft.Rule{
 		nft.R("of another VLAN", nft.AnyOf(nft.FrameType, "8021q", "8021ad"), nft.Drop),

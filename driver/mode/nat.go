@@ -17,7 +17,7 @@ func natNetwork(n Network) plan.State {
 	if len(n.IPv6) == 0 {
 		noIPv6 = "1"
 	}
-	mac := macFrom("bridge " + n.ID)
+	mac := n.bridgeMAC()
 	s := plan.Of(
 		plan.Bridge{Name: n.Bridge(), Alias: n.Alias(), MAC: mac, MTU: n.MTU(), Up: true},
 		plan.Sysctl{Name: "net/ipv6/conf/" + n.Bridge() + "/accept_ra", Value: "0"},
@@ -40,6 +40,9 @@ func natNetwork(n Network) plan.State {
 	return s
 }
 
+// bridgeMAC is the MAC of a nat network's gateway.
+func (n Network) bridgeMAC() plan.MAC { return macFrom("bridge " + n.ID) }
+
 // natEndpoint is what one endpoint of a nat network wants. Before a container joins it, nothing.
 func natEndpoint(n Network, e Endpoint) plan.State {
 	s := plan.State{}
@@ -47,6 +50,9 @@ func natEndpoint(n Network, e Endpoint) plan.State {
 		return s
 	}
 	s.Merge(port(n, e))
+	if n.Options.DisableICC {
+		s.Add(element(silent, e.Port()), element(host, e.Port(), n.bridgeMAC().String()))
+	}
 	if e.Address.IsValid() {
 		addr := e.Address.Addr().String()
 		s.Add(element(endpoint4, addr), element(member4, n.Bridge(), addr))
@@ -75,9 +81,9 @@ var (
 
 // isolates reports whether the switch keeps ports of the network from each other. In an l2tunnel network they
 // never reach each other, but the gateway's ARP answers go back by the port itself, which an isolated one
-// refuses; and it would refuse what is for a published port of an l2bridge network, whose rules do it instead.
+// refuses; and it would refuse what is for a published port of a nat or l2bridge network, where rules do it instead.
 func isolates(n Network) bool {
-	return n.Options.DisableICC && n.Options.Mode != L2Bridge && n.Options.Mode != L2Tunnel
+	return n.Options.DisableICC && (n.Options.Mode == Transparent || n.Options.Mode == Overlay)
 }
 
 // port is an endpoint's link, and what may be sent on it.

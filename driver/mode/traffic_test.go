@@ -88,7 +88,7 @@ func (s space) take(from space, link, address string) {
 func (s space) serve(line string) {
 	s.t.Helper()
 	s.in(func() {
-		l, err := net.Listen("tcp4", "0.0.0.0:80")
+		l, err := net.Listen("tcp", ":80")
 		if err != nil {
 			s.t.Error(err)
 			return
@@ -110,7 +110,7 @@ func (s space) serve(line string) {
 // ask is what is answered at an address, nothing when nothing gets there.
 func (s space) ask(address string, patience time.Duration) (answer string) {
 	s.in(func() {
-		conn, err := net.DialTimeout("tcp4", address, patience)
+		conn, err := net.DialTimeout("tcp", address, patience)
 		if err != nil {
 			return
 		}
@@ -176,6 +176,7 @@ func traffic(t *testing.T, bridgeNF int, marked bool) {
 	host.run(`ip link add up0 type veth peer name out0
 ip link add up1 type veth peer name out1
 ip address add 198.18.0.1/24 dev up0
+ip address add fd00:18::1/64 dev up0 nodad
 ip address add 198.18.1.1/24 dev up1
 ip link set up0 up
 ip link set up1 up`)
@@ -185,7 +186,10 @@ ip link set up1 up`)
 iptables -N DOCKER-USER
 iptables -A FORWARD -j DOCKER-USER
 iptables -P FORWARD DROP
-sysctl -qw net.bridge.bridge-nf-call-iptables=%[1]d net.bridge.bridge-nf-call-ip6tables=%[1]d`, bridgeNF)
+sysctl -qw net.bridge.bridge-nf-call-iptables=%[1]d net.bridge.bridge-nf-call-ip6tables=%[1]d
+ip6tables -N DOCKER-USER
+ip6tables -A FORWARD -j DOCKER-USER
+ip6tables -P FORWARD DROP`, bridgeNF)
 	lan.run("ip route add 198.19.0.0/16 via 198.18.0.1\nip route add 198.18.1.0/24 via 198.18.0.1")
 	far.run("ip route add default via 198.18.1.1")
 	if marked {
@@ -201,7 +205,16 @@ nft add rule inet owner pre meta mark set 0x1000`)
 		openEndpoints[i].Address6 = netip.MustParsePrefix(fmt.Sprintf("fd00:19:1::%d/64", i+2))
 	}
 	inner, innerEndpoints := network(2, 0, func(n *mode.Network) { n.Internal = true })
-	apart, apartEndpoints := network(3, 8003, func(n *mode.Network) { n.Options.DisableICC = true })
+	apart, apartEndpoints := network(3, 8003, func(n *mode.Network) {
+		n.Options.DisableICC = true
+		n.IPv6 = []mode.Subnet{{Pool: netip.MustParsePrefix("fd00:19:3::/64"), Gateway: netip.MustParseAddr("fd00:19:3::1")}}
+	})
+	for i := range apartEndpoints {
+		apartEndpoints[i].Address6 = netip.MustParsePrefix(fmt.Sprintf("fd00:19:3::%d/64", i+2))
+	}
+	apartEndpoints[1].Bindings = append(apartEndpoints[1].Bindings, policy.Binding{
+		Protocol: policy.TCP, Host: netip.MustParseAddrPort("[::]:8003"), Container: netip.MustParseAddrPort("[fd00:19:3::3]:80"),
+	})
 	wanted := mode.Host([]string{"up0"}).Merge(mode.Plan(open, openEndpoints), mode.Plan(inner, innerEndpoints), mode.Plan(apart, apartEndpoints))
 	maps.DeleteFunc(wanted, func(k plan.Key, _ plan.Object) bool { return k.Kind == plan.KindHostPort })
 	var k *kernel.Kernel
@@ -223,6 +236,9 @@ nft add rule inet owner pre meta mark set 0x1000`)
 		c.take(host, e.Peer(), e.Address.String())
 		gateway := e.Address.Masked().Addr().Next()
 		c.run("ip route add default via %s", gateway)
+		if e.Address6.IsValid() {
+			c.run("ip address add %s dev eth0\nip route add default via %s", e.Address6, e.Address6.Masked().Addr().Next())
+		}
 		c.serve("container " + e.Address.Addr().String())
 		containers[e.Address.Addr().String()] = c
 	}
@@ -256,19 +272,50 @@ nft add rule inet owner pre meta mark set 0x1000`)
 
 	apart2.reaches("disable_icc, to the outside", "198.18.0.100:80", "outside")
 	lan.reaches("disable_icc, outside to a published port", "198.18.0.1:8003", "container 198.19.3.3")
-	if bridgeNF == 0 {
-		apart2.reaches("disable_icc, to a published port of its network", "198.18.0.1:8003", "container 198.19.3.3")
+	apart3 := containers["198.19.3.3"]
+	for _, port := range []string{"198.18.0.1:8003", "[fd00:18::1]:8003"} {
+		apart2.reaches("disable_icc, to a published port of its network", port, "container 198.19.3.3")
+		apart3.reaches("disable_icc, to a published port of its own", port, "container 198.19.3.3")
 	}
-	apart2.barred("disable_icc", "198.19.3.3:80")
-	// A datagram needs no answer, which would not find the same way.
-	heard = containers["198.19.3.3"].listen()
-	apart2.say("198.19.3.3:7", "directly")
-	apart2.run("ip route add 198.19.3.3/32 via 198.19.3.1")
-	apart2.say("198.19.3.3:7", "through the gateway")
+	for _, own := range []string{"198.19.3.3:80", "[fd00:19:3::3]:80"} {
+		apart2.barred("disable_icc", own)
+	}
+	// A datagram needs no answer, which would not find the same way, and goes to a MAC without asking whose it is.
+	gatewayMAC := bridgeOf(t, apart).MAC
+	linkLocal := strings.Trim(linkLocalOf(apart3, apart2), "[]")
+	for _, address := range []string{"198.19.3.3", "fd00:19:3::3", linkLocal} {
+		neighbour, _, _ := strings.Cut(address, "%")
+		heard = apart3.listen()
+		apart2.say(net.JoinHostPort(address, "7"), "directly")
+		for mac, way := range map[plan.MAC]string{apartEndpoints[1].MAC: "at its MAC", gatewayMAC: "at the gateway's MAC"} {
+			apart2.run("ip neigh replace %s lladdr %s dev eth0", neighbour, mac)
+			apart2.say(net.JoinHostPort(address, "7"), way)
+		}
+		apart2.run("ip neigh del %s dev eth0", neighbour)
+		host.say("198.19.3.3:7", "by the host")
+		if got := <-heard; got != "by the host" {
+			t.Errorf("disable_icc: %s hears another %s", address, got)
+		}
+	}
+	_, link, _ := strings.Cut(linkLocal, "%")
+	heard = apart3.listen()
+	apart2.say(net.JoinHostPort("ff02::1%"+link, "7"), "at an address of all")
 	host.say("198.19.3.3:7", "by the host")
 	if got := <-heard; got != "by the host" {
 		t.Errorf("disable_icc: a container hears another %s", got)
 	}
+}
+
+// bridgeOf is the switch of a nat network.
+func bridgeOf(t *testing.T, n mode.Network) plan.Bridge {
+	t.Helper()
+	for _, o := range mode.PlanNetwork(n) {
+		if b, ok := o.(plan.Bridge); ok {
+			return b
+		}
+	}
+	t.Fatalf("network %s has no bridge", n.ID)
+	return plan.Bridge{}
 }
 
 // linkLocalOf is a container's link-local address, as another sees it, when both have one.
