@@ -132,6 +132,24 @@ func (s *Service) ChooseMAC(pool netip.Prefix, name string) (plan.MAC, error) {
 	return s.chooseMAC(found, rand.Text(), name)
 }
 
+// OnLAN is the MAC of who of this host has an address on a link's LAN, the host itself or a container of any network there;
+// zero when nobody has. Who asks the LAN by the link does not ask them.
+func (s *Service) OnLAN(ctx context.Context, link string, a netip.Addr) (found plan.MAC) {
+	own, _ := s.kernel.Own(ctx, a) // else the endpoint is refused
+	s.each(func(n *network) {
+		if !n.record.External() || n.record.Uplink() != link {
+			return
+		}
+		if own {
+			found = n.record.Wire.MAC
+		}
+		if id, taken := n.addresses[a]; taken {
+			found = n.endpoints[id].MAC
+		}
+	})
+	return found
+}
+
 // chooseMAC chooses an endpoint's MAC, always the same for a seed: for the container's name, if the
 // network asks for that and the name is known.
 func (s *Service) chooseMAC(n *network, seed, name string) (plan.MAC, error) {

@@ -134,3 +134,35 @@ func TestLeaseProblems(t *testing.T) {
 		t.Errorf("an endpoint whose IPv6 address is not leased: %v", err)
 	}
 }
+
+// TestOnLAN: the host and its containers on a LAN are found by the link that leads there, and no others.
+func TestOnLAN(t *testing.T) {
+	ctx, k := context.Background(), newFakeKernel()
+	s := newService(t, k, newFakeStore())
+	container := endpointRequest(4, 1)
+	container.MAC = plan.MAC{2, 1}
+	must(t, s.CreateNetwork(ctx, webRequest(4)))
+	if _, err := s.CreateEndpoint(ctx, container); err != nil {
+		t.Fatal(err)
+	}
+	host, nobody := netip.MustParseAddr("198.18.4.200"), netip.MustParseAddr("198.18.4.201")
+	k.own = map[netip.Addr]bool{host: true}
+	for _, c := range []struct {
+		link    string
+		address netip.Addr
+		want    plan.MAC
+	}{
+		{"eth1", container.Address.Addr(), container.MAC},
+		{"eth1", host, k.uplinks["eth1"].MAC},
+		{"eth1", nobody, plan.MAC{}},
+		{"eth2", container.Address.Addr(), plan.MAC{}},
+		{"eth2", host, plan.MAC{}},
+	} {
+		if got := s.OnLAN(ctx, c.link, c.address); got != c.want {
+			t.Errorf("%s on %s: %s, want %s", c.address, c.link, got, c.want)
+		}
+	}
+	if k.uplinks["eth1"].MAC == (plan.MAC{}) {
+		t.Error("the uplink has no MAC")
+	}
+}

@@ -74,6 +74,15 @@ func (l *leases) mac(pool netip.Prefix, name string) (dhcp.MAC, error) {
 	return dhcp.MAC(mac), err
 }
 
+// holder is who of this host has an address on a link's LAN.
+func (l *leases) holder(link string, a netip.Addr) dhcp.MAC {
+	networks := l.networks.Load()
+	if networks == nil {
+		return dhcp.MAC{}
+	}
+	return dhcp.MAC(networks.OnLAN(context.Background(), link, a))
+}
+
 // changed records what became of a lease, and tells what a container cannot be told: its address is
 // the engine's to set, and it sets it once.
 func (l *leases) changed(lease dhcp.Lease, e dhcp.Event) {

@@ -92,7 +92,7 @@ func serve(ctx context.Context, c config, stdout, stderr io.Writer) (err error) 
 		return err
 	}
 	leases := &leases{log: log}
-	client, err := dhcp.New(dhcp.Config{Log: log, Changed: leases.changed})
+	client, err := dhcp.New(dhcp.Config{Log: log, Changed: leases.changed, Holder: leases.holder})
 	if err != nil {
 		return fmt.Errorf("speak DHCP: %w", err)
 	}

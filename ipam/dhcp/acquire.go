@@ -118,6 +118,7 @@ func (a acquisition) try(ctx context.Context) (Lease, error) {
 		a.log.WithError(err).WithField("lease", lease).Warn("whether the leased address is used by somebody else could not be asked")
 	case holder != MAC{}:
 		err := &TakenError{lease.Prefix.Addr(), holder}
+		a.log.WithField("lease", lease).Warnf("the leased address is declined: %v", err)
 		_ = x.tell(a.lan.protocol.decline(x, lease))
 		return Lease{}, err
 	}

@@ -8,6 +8,7 @@ package dhcp
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"sync"
@@ -27,6 +28,9 @@ type Config struct {
 	// Calls about one lease come one after the other, those about several side by side. It must not call the client. It may be
 	// nil.
 	Changed func(Lease, Event)
+	// Holder is who of this host has an address on a link's LAN, which nobody who asks the LAN by the link finds out; no MAC if
+	// nobody has. It may be nil.
+	Holder func(link string, a netip.Addr) MAC
 	// Probe is how long the LAN is asked whether somebody uses a leased address already (ARP). 0: 200 ms. Negative: not at all.
 	Probe time.Duration
 }
@@ -60,6 +64,7 @@ type Event struct {
 type Client struct {
 	log       *logrus.Entry
 	changed   func(Lease, Event)
+	holder    func(link string, a netip.Addr) MAC
 	probe     time.Duration
 	open      opener
 	namespace *os.File
@@ -94,6 +99,7 @@ func newClient(cfg Config, open opener) *Client {
 	c := &Client{
 		log:     cfg.Log,
 		changed: cfg.Changed,
+		holder:  cfg.Holder,
 		probe:   cfg.Probe,
 		open:    open,
 		started: time.Now(),
@@ -106,6 +112,9 @@ func newClient(cfg Config, open opener) *Client {
 	}
 	if c.changed == nil {
 		c.changed = func(Lease, Event) {}
+	}
+	if c.holder == nil {
+		c.holder = func(string, netip.Addr) MAC { return MAC{} }
 	}
 	if c.probe == 0 {
 		c.probe = 200 * time.Millisecond

@@ -288,8 +288,9 @@ type news struct {
 type host struct {
 	*Client
 	*wire
-	mu   sync.Mutex
-	news []news
+	holders map[netip.Addr]MAC // on the host itself, on link
+	mu      sync.Mutex
+	news    []news
 }
 
 const link = "uplink0"
@@ -315,6 +316,11 @@ func (h *host) start(t *testing.T) {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		h.news = append(h.news, news{time.Now(), l, e})
+	}, Holder: func(on string, a netip.Addr) MAC {
+		if on != link {
+			return MAC{}
+		}
+		return h.holders[a]
 	}}, h.wire.open)
 	c := h.Client
 	t.Cleanup(func() {

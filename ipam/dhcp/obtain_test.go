@@ -227,6 +227,22 @@ func TestObtainWhenTheAddressIsTaken(t *testing.T) {
 	}, s)
 }
 
+// TestObtainWhenTheHostHasTheAddress: nobody on the LAN answers for what the host itself, or a container on it, has there.
+func TestObtainWhenTheHostHasTheAddress(t *testing.T) {
+	s := newServer(1)
+	onWire(t, func(t *testing.T, h *host) {
+		first := s.next
+		h.holders = map[netip.Addr]MAC{first: {2, 8, 8, 8, 8, 8}, first.Next(): container} // the container itself is no stranger
+		lease := h.obtain(t)
+		if lease.Prefix.Addr() != first.Next() {
+			t.Errorf("leased %s", lease.Prefix)
+		}
+		if m := h.received(s, dhcpv4.MessageTypeDecline); len(m) != 1 || m[0].requested != first {
+			t.Errorf("declined: %+v", m)
+		}
+	}, s)
+}
+
 // TestObtainGivenUp cancels while the server keeps its acknowledgement back: the address must not stay leased.
 func TestObtainGivenUp(t *testing.T) {
 	s := newServer(1)

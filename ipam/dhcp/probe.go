@@ -9,9 +9,12 @@ import (
 // probes is how often it is asked who has an address.
 const probes = 2
 
-// probeAddress asks the LAN whether somebody uses a leased address already, as RFC 5227 and RFC 4862 say but in a fraction of
-// their time, since a container waits. It returns who does, or no MAC.
+// probeAddress asks the host and the LAN whether somebody uses a leased address already, the LAN as RFC 5227 and RFC 4862 say but
+// in a fraction of their time, since a container waits. It returns who does, or no MAC.
 func (c *Client) probeAddress(ctx context.Context, p protocol, l Lease) (MAC, error) {
+	if holder := c.holder(l.Link, l.Prefix.Addr()); holder != (MAC{}) && holder != l.MAC {
+		return holder, nil
+	}
 	if c.probe < 0 {
 		return MAC{}, nil
 	}
