@@ -131,6 +131,17 @@ func TestDHCPv6Address(t *testing.T) {
 		})
 		barred(t, "the container to outside as another", h.in("asked6-a"), "tcp", "["+outside6+"]:80")
 		h.refused(reserved, "run", "--rm", "--network", "asked6", "--ip6", reserved, "--name", "asked6-c", lab.Image, "true")
+
+		// An address that a machine of the LAN uses already.
+		const used = "fd00:64::200:79"
+		w.holds(t, used)
+		holder, err := w.outside.MAC("eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := w.router.Capture(t, "eth0")
+		h.refused("address "+used+" is used by "+holder+" already", "run", "--rm", "--network", "asked6", "--ip6", used, "--name", "asked6-d", lab.Image, "true")
+		seen.Saw(t, lab.DHCPv6("decline"))
 	})
 }
 
@@ -197,7 +208,7 @@ func TestDHCPv6WithoutServer(t *testing.T) {
 func TestDHCPv6Renewal(t *testing.T) {
 	onWire(t, func(t *testing.T, w *wire, h, _ *host) {
 		const t1 = 4 * time.Second
-		w.advertises(t)
+		w.advertises(t, "eth0")
 		var config lab.DHCPConfig
 		server := w.serves(t, lab.Kea6, func(c *lab.DHCPConfig) {
 			c.Subnet6, c.From6, c.To6, c.Renew, c.Rebind = wire6, leasedFrom6, leasedTo6, t1, 100*time.Second

@@ -110,17 +110,17 @@ func TestDHCPWithoutServer(t *testing.T) {
 	})
 }
 
-// advertises has the router say on the wire that it is one, and that hosts may make addresses of its
-// subnet themselves, for the time of a test.
-func (w *wire) advertises(t *testing.T) {
+// advertises has the router say on a link, of the wire or of a VLAN there, that it is one, and that hosts may make
+// addresses of its subnet themselves, for the time of a test.
+func (w *wire) advertises(t *testing.T, link string) {
 	t.Helper()
 	cache, err := os.UserCacheDir()
 	if err != nil {
 		t.Fatal(err)
 	}
 	// dnsmasq is a router's daemon too.
-	advertising, err := w.router.Start("router advertisement on eth0", filepath.Join(cache, "dockway", "dhcp", "usr", "sbin", "dnsmasq"), "--keep-in-foreground", "--log-facility=-", "--conf-file=/dev/null",
-		"--port=0", "--user=root", "--group=root", "--pid-file=", "--dhcp-leasefile=/dev/null", "--interface=eth0", "--bind-interfaces", "--enable-ra", "--dhcp-range=::,constructor:eth0,ra-only")
+	advertising, err := w.router.Start("router advertisement on "+link, filepath.Join(cache, "dockway", "dhcp", "usr", "sbin", "dnsmasq"), "--keep-in-foreground", "--log-facility=-", "--conf-file=/dev/null",
+		"--port=0", "--user=root", "--group=root", "--pid-file=", "--dhcp-leasefile=/dev/null", "--interface="+link, "--bind-interfaces", "--enable-ra", "--dhcp-range=::,constructor:"+link+",ra-only")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,24 +131,38 @@ func (w *wire) advertises(t *testing.T) {
 	})
 }
 
+// autoconfigured is the name of a network for docker run such that containers have IPv6: the engine of moby switches
+// it off where it gives no address.
+func (h *host) autoconfigured(network string) string {
+	if h.Engine == lab.Moby {
+		return "name=" + network + ",driver-opt=com.docker.network.endpoint.sysctls=net.ipv6.conf.IFNAME.disable_ipv6=0"
+	}
+	return network
+}
+
+// made is the address that a container has made itself of a prefix that is advertised, as "fd00:64::".
+func (h *host) made(container, prefix string) (address string) {
+	h.t.Helper()
+	settled(h.t, container+" has an address of its own making", func() bool {
+		out := h.docker("exec", container, "ip", "-6", "-o", "address", "show", "dev", "eth0", "scope", "global")
+		if _, after, ok := strings.Cut(out, "inet6 "); ok && !strings.Contains(out, "tentative") {
+			address, _, _ = strings.Cut(after, "/")
+		}
+		return strings.HasPrefix(address, prefix)
+	})
+	if address == "" {
+		h.t.FailNow()
+	}
+	return address
+}
+
 // TestSLAAC: containers make IPv6 addresses of their own from the LAN's router advertisements.
 func TestSLAAC(t *testing.T) {
 	onWire(t, func(t *testing.T, w *wire, h, _ *host) {
-		w.advertises(t)
+		w.advertises(t, "eth0")
 		h.network("auto", "--subnet", wire4, "--gateway", wireGateway, "--ip-range", wirePart4[h.Engine], "-o", "mode=transparent", "-o", "interface="+containerUplink, "-o", "slaac=true")
-		network := "auto"
-		if h.Engine == lab.Moby { // it switches IPv6 off where it gives no address
-			network = "name=auto,driver-opt=com.docker.network.endpoint.sysctls=net.ipv6.conf.IFNAME.disable_ipv6=0"
-		}
-		h.server("auto-a", network, "--sysctl", "net.ipv6.conf.all.disable_ipv6=0")
-		var address string
-		settled(t, "the container has an address of its own making", func() bool {
-			out := h.docker("exec", "auto-a", "ip", "-6", "-o", "address", "show", "dev", "eth0", "scope", "global")
-			if _, after, ok := strings.Cut(out, "inet6 "); ok && !strings.Contains(out, "tentative") {
-				address, _, _ = strings.Cut(after, "/")
-			}
-			return strings.HasPrefix(address, "fd00:64:")
-		})
+		h.server("auto-a", h.autoconfigured("auto"), "--sysctl", "net.ipv6.conf.all.disable_ipv6=0")
+		address := h.made("auto-a", "fd00:64::")
 		reaches(t, "outside to container", on(w.outside), "tcp", "["+address+"]:80", outside6)
 		reaches(t, "container to outside", h.in("auto-a"), "tcp", "["+outside6+"]:80", address)
 		reaches(t, "container to another subnet, by the advertised router", h.in("auto-a"), "tcp", "["+far6+"]:80", address)
@@ -302,6 +316,179 @@ func TestDHCPRebinding(t *testing.T) {
 			t.Errorf("a lease that another server goes on with is said to have the problem %q", told)
 		}
 		reaches(t, "outside to container", on(w.outside), "tcp", a+":80", outside4)
+	})
+}
+
+// TestDHCPDeclined: a leased address that is used already, by a machine of the LAN, by the host or by another of its containers,
+// is declined, and another taken. Who asks for such an address is told who has it.
+func TestDHCPDeclined(t *testing.T) {
+	for _, program := range []lab.DHCPProgram{lab.Dnsmasq, lab.Kea} {
+		t.Run(string(program), func(t *testing.T) {
+			onWire(t, func(t *testing.T, w *wire, h, _ *host) {
+				var config lab.DHCPConfig
+				server := w.serves(t, program, func(c *lab.DHCPConfig) { config = *c })
+				const mac, asked, unheard = "02:64:00:00:03:00", "198.18.64.219", "198.18.64.230"
+				h.wired("declined-fixed", "transparent")
+				h.client("declined-b", "declined-fixed")
+				machine, err := w.outside.MAC("eth0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				itself, err := h.MAC(containerUplink)
+				if err != nil {
+					t.Fatal(err)
+				}
+				w.holds(t, asked, unheard)
+				h.network("declined", "-o", "mode=transparent", "-o", "interface="+containerUplink, "-o", "mac_pool="+mac+","+mac)
+				for _, c := range []struct{ what, address, holder string }{
+					{"a machine of the LAN", unheard, machine},
+					{"the host", h.wire4, itself},
+					{"another container", h.address("declined-b", "declined-fixed"), h.mac("declined-b", "declined-fixed")},
+				} {
+					config.Reserved = map[string]string{mac: c.address} // it is offered first
+					if err := server.Reconfigure(config); err != nil {
+						t.Fatal(err)
+					}
+					seen := w.router.Capture(t, "eth0")
+					h.server("declined-a", "declined")
+					a := h.address("declined-a", "declined")
+					if a == c.address || !strings.HasPrefix(a, "198.18.64.2") {
+						t.Errorf("the container has %s, and %s has %s", a, c.what, c.address)
+					}
+					seen.Saw(t, lab.DHCP("decline").SourceMAC(mac))
+					settled(t, "the server is told", func() bool {
+						_, after, said := strings.Cut(server.Log(), "DECLINE")
+						return said && strings.Contains(after, c.address)
+					})
+					if words := c.address + " is used by " + c.holder + " already"; !strings.Contains(h.Log(1000), words) {
+						t.Errorf("%s: the log lacks %q", c.what, words)
+					}
+					if leasedUntil(t, server, a, mac).IsZero() {
+						t.Errorf("%s: the server has not leased %s to %s", c.what, a, mac)
+					}
+					w.forget(t)
+					reaches(t, c.what+": outside to the container", on(w.outside), "tcp", a+":80", "")
+					h.docker("rm", "-f", "declined-a")
+				}
+
+				h.docker("rm", "-f", "declined-b")
+				h.docker("network", "rm", "declined-fixed")
+				h.network("declined-asked", "--subnet", wire4, "--gateway", "198.18.64.253", "--ipam-opt", "dhcp=true", "-o", "mode=transparent", "-o", "interface="+containerUplink)
+				h.refused("address "+asked+" is used by "+machine+" already", "run", "--rm", "--network", "declined-asked", "--ip", asked, lab.Image, "true")
+			})
+		})
+	}
+}
+
+// holds gives the outside machine addresses for the time of a test.
+func (w *wire) holds(t *testing.T, addresses ...string) {
+	t.Helper()
+	for _, a := range addresses {
+		more := "/32 dev eth0"
+		if strings.Contains(a, ":") {
+			more = "/128 dev eth0 nodad"
+		}
+		if _, err := w.outside.Script("ip address add " + a + more); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _, _ = w.outside.Script("ip address delete " + a + more) })
+	}
+}
+
+// TestDHCPRefused: a server that offers an address and then refuses it is told of in time; one that grants it meanwhile is
+// asked again.
+func TestDHCPRefused(t *testing.T) {
+	onWire(t, func(t *testing.T, w *wire, h, _ *host) {
+		var config lab.DHCPConfig
+		server := w.serves(t, lab.Dnsmasq, func(c *lab.DHCPConfig) {
+			c.Most = 1
+			config = *c
+		})
+		h.network("refused", "-o", "mode=transparent", "-o", "interface="+containerUplink)
+		h.client("refused-a", "refused")
+		seen := w.router.Capture(t, "eth0").Patient(soon)
+		h.refused("server "+wireGateway+" refuses address 198.18.64.2", "run", "--rm", "--name", "refused-b", "--network", "refused", lab.Image, "true")
+		seen.Saw(t, lab.DHCP("nak"))
+
+		seen.Forget()
+		started := make(chan error, 1)
+		t.Cleanup(func() { _, _ = h.Docker("rm", "-f", "refused-b") })
+		go func() {
+			_, err := h.Docker("run", "-d", "--stop-signal", "KILL", "--name", "refused-b", "--network", "refused", lab.Image, "sleep", "100000")
+			started <- err
+		}()
+		seen.Saw(t, lab.DHCP("nak"))
+		config.Most, config.From = 0, "198.18.64.210" // it has forgotten the lease of the first
+		if err := server.Reconfigure(config); err != nil {
+			t.Error(err)
+		}
+		if err := <-started; err != nil {
+			t.Errorf("an address that is granted on another try: %v", err)
+		}
+	})
+}
+
+// TestDHCPForeignRefusal: a second server on the LAN, which refuses what it has not given, neither keeps an address from being
+// leased nor takes one away after a restart of the plugin. The refusal of the first does: the address is asked for anew.
+func TestDHCPForeignRefusal(t *testing.T) {
+	onWire(t, func(t *testing.T, w *wire, h, _ *host) {
+		var config lab.DHCPConfig
+		first := w.serves(t, lab.Dnsmasq, func(c *lab.DHCPConfig) {
+			c.Renew = 4 * time.Second
+			config = *c
+		})
+		h.network("foreign", "-o", "mode=transparent", "-o", "interface="+containerUplink)
+		h.server("foreign-a", "foreign")
+		a, mac := h.address("foreign-a", "foreign"), h.mac("foreign-a", "foreign")
+		until := func() time.Time { t.Helper(); return leasedUntil(t, first, a, mac) }
+
+		other := config
+		other.From, other.To = "198.18.64.240", "198.18.64.245"
+		foreign, err := w.outside.DHCP(lab.Dnsmasq, "eth0", other)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := foreign.Stop(); err != nil {
+				t.Error(err)
+			}
+		})
+		seen := w.router.Capture(t, "eth0").Patient(30 * time.Second)
+		h.killPlugin()
+		seen.Saw(t, lab.DHCP("nak").From(outside4))
+		asked := until()
+		settled(t, "the lease to be renewed", func() bool { return until().After(asked) })
+		if told := h.leaseProblem("foreign-a", "foreign"); told != "" {
+			t.Errorf("a lease that a foreign server refuses is said to have the problem %q", told)
+		}
+		reaches(t, "outside to container", on(w.outside), "tcp", a+":80", outside4)
+
+		// Whoever offers first: the other refuses what is taken of it.
+		seen.Forget()
+		h.server("foreign-b", "foreign")
+		seen.Saw(t, lab.DHCP("nak"))
+		b, bMAC := h.address("foreign-b", "foreign"), h.mac("foreign-b", "foreign")
+		if leasedUntil(t, first, b, bMAC).IsZero() && leasedUntil(t, foreign, b, bMAC).IsZero() {
+			t.Errorf("no server has leased %s to %s", b, bMAC)
+		}
+		reaches(t, "outside to the other container", on(w.outside), "tcp", b+":80", outside4)
+		h.docker("rm", "-f", "foreign-b")
+
+		// Now it is the server of the lease.
+		if err := foreign.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		config.Renew = 0 // it is asked because of the restart, not to renew
+		config.Reserved = map[string]string{"02:42:00:00:64:31": a}
+		if err := first.Reconfigure(config); err != nil {
+			t.Fatal(err)
+		}
+		seen.Forget()
+		h.killPlugin()
+		seen.Saw(t, lab.DHCP("nak").From(wireGateway))
+		settled(t, "the lease's problem to be told", func() bool {
+			return strings.Contains(h.leaseProblem("foreign-a", "foreign"), a)
+		})
 	})
 }
 

@@ -33,6 +33,7 @@ type DHCPConfig struct {
 	Lease    time.Duration     // an hour if it is left out; dnsmasq gives two minutes at least
 	Renew    time.Duration     // option 58; left out: the client's half of the lease
 	Rebind   time.Duration     // option 59; left out: the client's seven eighths
+	Most     int               // leases at a time, after which dnsmasq offers more but refuses them (NAK); left out: 1000
 
 	Subnet6    string // "fd00::/64"; left out: IPv4 only. Lease, Renew, Rebind, Domain and Reserved are for IPv6 too
 	From6, To6 string // the IPv6 addresses it gives, both included
@@ -202,6 +203,9 @@ func (s *DHCPServer) dnsmasqConfig(c DHCPConfig) ([]byte, error) {
 			all = append(all, to, c.Routes[to])
 		}
 		line("dhcp-option=121%s", value(all...))
+	}
+	if c.Most > 0 {
+		line("dhcp-lease-max=%d", c.Most)
 	}
 	if c.Renew > 0 {
 		line("dhcp-option=58,%d", seconds(c.Renew))
