@@ -169,6 +169,53 @@ func TestSLAAC(t *testing.T) {
 	})
 }
 
+// TestSLAACElsewhere: so they do in a VLAN, and without a switch. The host hears nothing of a VLAN's routers.
+func TestSLAACElsewhere(t *testing.T) {
+	onWire(t, func(t *testing.T, w *wire, h, _ *host) {
+		w.trunked(t)
+		for m, address := range map[*lab.Machine]string{w.router.Machine: vlanGateway6, w.outside: vlanOutside6} {
+			if _, err := m.Script("echo 0 >/proc/sys/net/ipv6/conf/eth0.20/accept_ra; ip address add " + address + "/64 dev eth0.20 nodad"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.advertises(t, "eth0")
+		w.advertises(t, "eth0.20")
+		part := map[lab.Engine]string{lab.Debian: "198.18.68.16/28", lab.Moby: "198.18.68.32/28"}[h.Engine]
+		untagged := []string{"--subnet", wire4, "--gateway", wireGateway, "--ip-range", wirePart4[h.Engine]}
+		tagged := []string{"--subnet", vlan4, "--gateway", vlanGateway, "--ip-range", part, "-o", fmt.Sprint("vlan=", vlanID)}
+		for _, c := range []struct {
+			name, prefix, other, outside string
+			flags                        []string
+		}{
+			{"direct", "fd00:64::", "fd00:68::", outside6, append(untagged, "-o", "backend=macvlan")},
+			{"tagged", "fd00:68::", "fd00:64::", vlanOutside6, tagged},
+			{"tagged-direct", "fd00:68::", "fd00:64::", vlanOutside6, append(tagged, "-o", "backend=macvlan")},
+		} {
+			name := "auto-" + c.name
+			h.network(name, append(c.flags, "-o", "mode=transparent", "-o", "interface="+containerUplink, "-o", "slaac=true")...)
+			for _, container := range []string{name + "-a", name + "-b"} {
+				h.server(container, h.autoconfigured(name), "--sysctl", "net.ipv6.conf.all.disable_ipv6=0")
+			}
+			a, b := h.made(name+"-a", c.prefix), h.made(name+"-b", c.prefix)
+			for _, network := range []string{"tcp", "udp"} {
+				reaches(t, c.name+": outside to container", on(w.outside), network, "["+a+"]:80", c.outside)
+				reaches(t, c.name+": container to outside", h.in(name+"-a"), network, "["+c.outside+"]:80", a)
+				reaches(t, c.name+": container to container", h.in(name+"-b"), network, "["+a+"]:80", b)
+				reaches(t, c.name+": container to another subnet, by the advertised router", h.in(name+"-a"), network, "["+far6+"]:80", a)
+				reaches(t, c.name+": outside to container, IPv4", on(w.outside), network, h.address(name+"-a", name)+":80", "")
+			}
+			if out := h.docker("exec", name+"-a", "ip", "-6", "address", "show", "dev", "eth0"); strings.Contains(out, c.other) {
+				t.Errorf("%s: the container hears routers that it should not: %s", c.name, out)
+			}
+			if out := h.must("ip -6 address; ip -6 route"); strings.Contains(out, "fd00:68::") {
+				t.Errorf("%s: the host has made itself an address of the VLAN, or a route: %s", c.name, out)
+			}
+			h.docker("rm", "-f", name+"-a", name+"-b")
+			h.docker("network", "rm", name)
+		}
+	})
+}
+
 // TestStableMAC: a container that is made again has the same MAC, where the engine tells its name.
 func TestStableMAC(t *testing.T) {
 	onWire(t, func(t *testing.T, w *wire, h, _ *host) {

@@ -518,6 +518,7 @@ const (
 	vlanID, vlan4, vlanGateway = 20, "198.18.68.0/24", "198.18.68.254"
 	vlanOutside4               = "198.18.68.100"
 	vlan6, vlanOutside6        = "fd00:68::/64", "fd00:68::100"
+	vlanGateway6               = "fd00:68::fe"
 )
 
 // TestVLAN: frames leave with the tag, and only those with it come in.
