@@ -133,6 +133,11 @@ func New(c Config) (*Kernel, error) {
 	}
 	_, err = os.Stat(filepath.Join(k.procSys, "net/ipv6/conf"))
 	k.ipv6 = err == nil
+	if k.pins.dir != "" {
+		if err := k.pins.sweep(); err != nil {
+			k.log.WithError(err).Warn("network namespaces") // who makes one hears why it cannot be
+		}
+	}
 	k.start()
 	if err := k.open(); err != nil {
 		return nil, errors.Join(err, k.Close())

@@ -119,6 +119,31 @@ func (p pins) list() ([]string, error) {
 	return out, nil
 }
 
+// sweep removes the files that namespaces were to be mounted on when a process was killed. Only who has not
+// begun to make any may call it.
+func (p pins) sweep() error {
+	entries, err := os.ReadDir(p.dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err := errors.Join(err, p.check()); err != nil {
+		return err
+	}
+	for _, e := range entries {
+		info, err := e.Info()
+		if err != nil || !strings.HasPrefix(e.Name(), namespacePrefix) || !info.Mode().IsRegular() || info.Size() > 0 {
+			continue
+		}
+		if inode, err := p.find(e.Name()); err != nil || inode != 0 {
+			continue
+		}
+		if err := os.Remove(filepath.Join(p.dir, e.Name())); err != nil {
+			return fmt.Errorf("remove what is left of a network namespace: %w", err)
+		}
+	}
+	return nil
+}
+
 // check refuses a directory in which somebody else could put a namespace of theirs.
 func (p pins) check() error {
 	var s unix.Stat_t

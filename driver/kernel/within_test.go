@@ -546,6 +546,28 @@ func TestManyNamespaces(t *testing.T) {
 	eventually(t, "nothing is left", func() bool { return h.leftovers(t) == "" })
 }
 
+// TestLeftFiles: what a process leaves that is killed between the making of a namespace's file and its mount is removed
+// at the next start, and nothing else.
+func TestLeftFiles(t *testing.T) {
+	h := newOverlayHost(t)
+	put(t, h.k, base("dwn2", testVNI, netip.MustParseAddr("198.18.0.1"))...)
+	for name, content := range map[string]string{"dwn1": "", "dwn3": "somebody's", "other": ""} {
+		if err := os.WriteFile(filepath.Join(h.dir, name), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	k := h.open(t)
+	entries, err := os.ReadDir(h.dir)
+	var left []string
+	for _, e := range entries {
+		left = append(left, e.Name())
+	}
+	if err != nil || !slices.Equal(left, []string{"dwn2", "dwn3", "other"}) {
+		t.Errorf("left are %v, %v", left, err)
+	}
+	complete(t, k, "kept", base("dwn2", testVNI, netip.MustParseAddr("198.18.0.1"))...)
+}
+
 func containsAll(s string, parts ...string) bool {
 	for _, p := range parts {
 		if !strings.Contains(s, p) {
