@@ -58,6 +58,8 @@ type Store interface {
 	// Apply makes all changes or none; when it returns nil they are on the disk.
 	Apply(changes ...Change) error
 	Load(bucket string, each func(key string, value []byte) error) error
+	// Failed tells why no more changes can be applied, whatever becomes of the cause, and what to do; nil: they can.
+	Failed() error
 }
 
 // Change sets one value of the store, or deletes it when Value is nil. It is an alias so that a

@@ -246,6 +246,19 @@ func (m *mortal) Apply(changes ...Change) error {
 	return m.fakeStore.Apply(changes...)
 }
 
+// TestRecordFailed: the status says that the record takes no more changes.
+func TestRecordFailed(t *testing.T) {
+	st := newFakeStore()
+	s := newService(t, newFakeKernel(), st)
+	if got := s.Status().Warnings; len(got) > 0 {
+		t.Errorf("warnings before there is trouble: %v", got)
+	}
+	st.failed = errors.New("restart dockway: input/output error")
+	if got := s.Status().Warnings; len(got) != 1 || got[0] != st.failed.Error() {
+		t.Errorf("warnings %v", got)
+	}
+}
+
 // TestKilled kills the process after any number of steps of random histories, in which operations of
 // the kernel fail too, so that it may be killed on the way back: nothing is ever done
 // that is not on record, but for what comes for an endpoint meanwhile, and the next process comes to terms

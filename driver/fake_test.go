@@ -245,6 +245,7 @@ type fakeStore struct {
 	mu     sync.Mutex
 	values map[[2]string][]byte
 	full   bool
+	failed error // for good
 }
 
 func newFakeStore() *fakeStore { return &fakeStore{values: map[[2]string][]byte{}} }
@@ -263,6 +264,12 @@ func (s *fakeStore) Apply(changes ...Change) error {
 		}
 	}
 	return nil
+}
+
+func (s *fakeStore) Failed() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
 }
 
 func (s *fakeStore) Load(bucket string, each func(string, []byte) error) error {

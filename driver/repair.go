@@ -284,6 +284,9 @@ func (s *Service) outOfSync(err error) {
 // Status tells how the service is.
 func (s *Service) Status() Status {
 	warnings := append(s.kernel.Warnings(), s.peers.Warnings()...)
+	if err := s.store.Failed(); err != nil {
+		warnings = append(warnings, err.Error())
+	}
 	s.index.Lock()
 	defer s.index.Unlock()
 	st := Status{Networks: len(s.networks), InSync: s.problem == nil, Repairs: s.repairs, Warnings: warnings}

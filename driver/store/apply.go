@@ -77,9 +77,26 @@ func (s *Store) write(group ...*request) error {
 	})
 	if err != nil && s.visible(id) {
 		// The last fsync failed: the change may or may not be on the disk, and the kernel says so only once.
+		s.mu.Lock()
 		s.failed = err
+		s.mu.Unlock()
+		return fmt.Errorf("nobody knows whether it is on the disk, restart dockway: %w", err)
 	}
 	return err
+}
+
+// Failed tells why the record takes no more changes, and what to do; nil: it takes them.
+func (s *Store) Failed() error {
+	s.mu.Lock()
+	err := s.failed
+	s.mu.Unlock()
+	switch {
+	case err != nil:
+		return fmt.Errorf("the record %s takes no more changes, restart dockway: %w%s", s.path, err, remedy(err))
+	case s.faulted.Load():
+		return fmt.Errorf("%s: %w", s.path, faulted)
+	}
+	return nil
 }
 
 // visible reports whether the transaction with this id was the last to be written, however its commit ended.

@@ -34,9 +34,9 @@ type Store struct {
 
 	mu      sync.Mutex
 	waiting []*request // for the next transaction, in the order of arrival
+	failed  error      // why nothing more can be written until the record is opened anew; changed by who writes
 
-	writing sync.Mutex // held by who writes; guards failed and closed
-	failed  error      // why nothing more can be written until the record is opened anew
+	writing sync.Mutex // held by who writes; guards closed
 	closed  bool
 }
 

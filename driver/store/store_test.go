@@ -241,12 +241,18 @@ func TestCommitThatFailsAfterItShows(t *testing.T) {
 	dir := t.TempDir()
 	s := mustOpen(t, dir)
 	s.commit = func(tx *bbolt.Tx) error { return errors.Join(tx.Commit(), syscall.EIO) }
-	if err := s.Apply(Change{"b", "k", []byte("v")}); !errors.Is(err, syscall.EIO) {
+	if err := s.Failed(); err != nil {
+		t.Errorf("before there is trouble: %v", err)
+	}
+	if err := s.Apply(Change{"b", "k", []byte("v")}); !errors.Is(err, syscall.EIO) || !strings.Contains(err.Error(), "restart dockway") {
 		t.Errorf("error %v", err)
 	}
 	s.commit = (*bbolt.Tx).Commit
-	if err := s.Apply(Change{"b", "later", []byte("v")}); err == nil || !strings.Contains(err.Error(), "restart dockway") {
+	if err := s.Apply(Change{"b", "later", []byte("v")}); !errors.Is(err, syscall.EIO) || !strings.Contains(err.Error(), "restart dockway") {
 		t.Errorf("error %v", err)
+	}
+	if err := s.Failed(); err == nil || !strings.Contains(err.Error(), s.Path()) || !strings.Contains(err.Error(), "restart dockway: ") || !strings.Contains(err.Error(), "input/output error; look for disk errors") {
+		t.Errorf("it says %v", err)
 	}
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
@@ -269,6 +275,9 @@ func TestFileCutShortWhileOpen(t *testing.T) {
 		if err := s.Load("b", func(string, []byte) error { return nil }); err == nil {
 			t.Error("loaded from an empty file")
 		}
+	}
+	if err := s.Failed(); err == nil || !strings.Contains(err.Error(), "restart dockway") {
+		t.Errorf("it says %v", err)
 	}
 }
 
