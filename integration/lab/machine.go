@@ -11,8 +11,12 @@ import (
 )
 
 // Main has to be called first in a program that uses the lab: when the program runs as the first
-// process of a machine, Main does not return.
+// process of a machine, or is to become one whose changes are judged, Main does not return.
 func Main() {
+	if os.Getenv(gateVariable) != "" {
+		fmt.Fprintln(os.Stderr, becomeGated())
+		os.Exit(1)
+	}
 	name := os.Getenv("DOCKWAY_LAB_MACHINE")
 	if name == "" {
 		return

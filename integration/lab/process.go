@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"os/exec"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -42,24 +44,47 @@ func (o *output) String() string {
 	return o.text.String()
 }
 
+// startLimit is how long a program may take until it is ready, or gone.
+const startLimit = 15 * time.Second
+
 // Start starts a program on the machine and waits until it says that it is ready: until the text is
 // among what it prints. An empty text is not waited for.
 func (m *Machine) Start(ready string, args ...string) (*Process, error) {
+	p := m.process(args...)
+	if err := p.start(); err != nil {
+		return nil, err
+	}
+	if err := p.wait(ready); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// process prepares a program that is not yet started.
+func (m *Machine) process(args ...string) *Process {
 	p := &Process{what: m.Name + ": " + strings.Join(args, " "), cmd: m.Command(context.Background(), args...), ended: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.out
 	p.cmd.WaitDelay = 0 // it has ended when nobody is left who could say something
-	var err error
+	return p
+}
+
+func (p *Process) start() (err error) {
 	if p.stdin, err = p.cmd.StdinPipe(); err != nil {
-		return nil, err
+		return err
 	}
 	if err := p.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("%s: %w", p.what, err)
+		return fmt.Errorf("%s: %w", p.what, err)
 	}
 	go func() {
 		p.err = p.cmd.Wait()
 		close(p.ended)
 	}()
-	err = WaitFor(15*time.Second, p.what+" to say "+ready, func() (bool, error) {
+	return nil
+}
+
+// wait waits until the program says that it is ready, and stops it when it does not.
+func (p *Process) wait(ready string) error {
+	err := WaitFor(startLimit, p.what+" to say "+ready, func() (bool, error) {
 		select {
 		case <-p.ended:
 			return ready == "" || strings.Contains(p.Output(), ready), fmt.Errorf("it ended: %s", p.cmd.ProcessState)
@@ -68,9 +93,9 @@ func (m *Machine) Start(ready string, args ...string) (*Process, error) {
 		}
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%w, but %q", err, p.Output()), p.Stop())
+		return errors.Join(fmt.Errorf("%w, but %q", err, p.Output()), p.Stop())
 	}
-	return p, nil
+	return nil
 }
 
 // Output is what the program has printed, on both outputs.
@@ -111,4 +136,31 @@ func (p *Process) Stop() error {
 		}
 	}
 	return fmt.Errorf("%s cannot be stopped", p.what)
+}
+
+// Kill ends the program without warning, and waits until nothing is left of it.
+func (p *Process) Kill() error {
+	// The program only: nsenter then takes note of its end, and ends too.
+	nsenter := p.cmd.Process.Pid
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", nsenter, nsenter))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it has ended
+	} else if err != nil {
+		return fmt.Errorf("kill %s: %w", p.what, err)
+	}
+	for _, child := range strings.Fields(string(children)) {
+		pid, err := strconv.Atoi(child)
+		if err != nil {
+			return fmt.Errorf("kill %s: %w", p.what, err)
+		}
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("kill %s: %w", p.what, err)
+		}
+	}
+	select {
+	case <-p.ended:
+		return nil
+	case <-time.After(startLimit):
+		return fmt.Errorf("%s: killed, but has not ended", p.what)
+	}
 }
