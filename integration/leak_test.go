@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -57,6 +58,11 @@ func (c *caller) raw(method, body string) (int, string, error) {
 
 // call posts a request that has to be granted.
 func (c *caller) call(method string, request map[string]any) error {
+	return c.ask(method, request, &struct{}{})
+}
+
+// ask is call of a request whose answer matters.
+func (c *caller) ask(method string, request map[string]any, reply any) error {
 	body, err := json.Marshal(request)
 	if err != nil {
 		return err
@@ -65,7 +71,10 @@ func (c *caller) call(method string, request map[string]any) error {
 	if err == nil && status != http.StatusOK {
 		err = fmt.Errorf("%s: %d: %s", method, status, said)
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal([]byte(said), reply)
 }
 
 // endpointID is as random as those of the engine: links are named by its beginning.
@@ -115,7 +124,21 @@ func (h *host) resources() string {
 echo namespaces $(lsns -nt net | wc -l)
 echo elements $(nft -s list table inet dockway | cksum) $(nft -s list table bridge dockway | cksum)
 echo published $(ss -Htuan | wc -l)
-ls -l /proc/%[1]s/fd | sed -n 's/.* -> \([a-z]*\).*/fd \1/p' | sort | uniq -c`, pid))
+ls -l /proc/%[1]s/fd | sed -n 's/.* -> \([a-z]*\).*/fd \1/p' | sort | uniq -c`, pid)) + "\n" + h.goroutines()
+}
+
+// goroutines counts the plugin's.
+func (h *host) goroutines() string {
+	h.t.Helper()
+	out, err := h.Dockway("status", "--json")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	found := regexp.MustCompile(`"goroutines":[0-9]+`).FindString(out)
+	if found == "" {
+		h.t.Fatalf("dockway status does not count goroutines: %s", out)
+	}
+	return found
 }
 
 // memory is what the plugin takes.
@@ -157,8 +180,15 @@ func TestNothingLeaks(t *testing.T) {
 		}
 		cycles(0, 50) // whatever is made once and kept
 		docker()
-		time.Sleep(time.Second)
-		before, memory := h.resources(), h.memory()
+		// Connections end late, and goroutines with them.
+		before, last := "", ""
+		if err := lab.WaitFor(time.Minute, "all to stay as it is", func() (bool, error) {
+			before, last = h.resources(), before
+			return before == last, nil
+		}); err != nil {
+			t.Fatalf("%v: last\n%s\nthen\n%s", err, last, before)
+		}
+		memory := h.memory()
 		start := time.Now()
 		const count = 1000
 		cycles(50, 50+count)

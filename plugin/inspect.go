@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"runtime"
 
 	"github.com/dockway/dockway/driver"
 )
@@ -44,10 +45,13 @@ type Status struct {
 	// process. It does so half a second after the start: a container that is being started then may
 	// have to be started again. Of a service that it did not start, an engine takes note once.
 	Registered bool `json:"registered"`
+	// Goroutines is how many this process has. It follows the calls under way and the connections that
+	// are open, not how long dockway has run: a number that only grows is a leak.
+	Goroutines int `json:"goroutines"`
 }
 
 func (s *Server) handleInspection() {
-	tell(s, StatusPath, http.MethodGet, func() any { return Status{s.Networks.Status(), s.known.Load()} })
+	tell(s, StatusPath, http.MethodGet, func() any { return Status{s.Networks.Status(), s.known.Load(), runtime.NumGoroutine()} })
 	tell(s, NetworksPath, http.MethodGet, func() any { return list(s.Networks.Networks()) })
 	tell(s, EndpointsPath, http.MethodGet, func() any { return list(s.Networks.Endpoints()) })
 	tell(s, PortsPath, http.MethodGet, func() any { return list(s.Networks.Ports()) })

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"sort"
 	"strings"
@@ -403,7 +404,7 @@ func TestErrorsOfTheServiceReachTheEngine(t *testing.T) {
 func TestInspection(t *testing.T) {
 	r := newRig(t, 0)
 	for path, want := range map[string]string{
-		StatusPath:    `{"networks":1,"endpoints":0,"ports":0,"in_sync":true,"problem":"","repairs":0,"warnings":null,"registered":false}`,
+		StatusPath:    `{"networks":1,"endpoints":0,"ports":0,"in_sync":true,"problem":"","repairs":0,"warnings":null,"registered":false,"goroutines":0}`,
 		NetworksPath:  `[{"id":"n","name":"web","mode":"","subnets":["198.18.9.0/24"],"address_spaces":["dockway-local"],"bridge":"","endpoints":0,"internal":false,"mtu":0}]`,
 		EndpointsPath: `[]`,
 		PortsPath:     `[{"network":"n","endpoint":"e","proto":"tcp","host_ip":"","host_port":8080,"container_ip":"","container_port":0}]`,
@@ -417,12 +418,33 @@ func TestInspection(t *testing.T) {
 		}
 		text, err := io.ReadAll(resp.Body)
 		_ = resp.Body.Close()
+		text = regexp.MustCompile(`"goroutines":[1-9]\d*`).ReplaceAll(text, []byte(`"goroutines":0`))
 		if err != nil || resp.StatusCode != 200 || string(text) != want {
 			t.Errorf("%s: %d %s %v, want %s", path, resp.StatusCode, text, err, want)
 		}
 		if status, reply := r.post(path, "{}"); status != http.StatusMethodNotAllowed {
 			t.Errorf("POST %s: %d %s", path, status, reply)
 		}
+	}
+}
+
+// TestGoroutines: the status counts them all.
+func TestGoroutines(t *testing.T) {
+	r := newRig(t, 0)
+	const more = 200 // more than what other tests leave behind, and is just ending
+	wait := make(chan struct{})
+	defer close(wait)
+	for range more {
+		go func() { <-wait }()
+	}
+	resp, err := r.client.Get("http://dockway/" + StatusPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close() //nolint:errcheck // only read
+	var s Status
+	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil || s.Goroutines <= more {
+		t.Errorf("%d more goroutines, and the status counts %d, %v", more, s.Goroutines, err)
 	}
 }
 

@@ -250,7 +250,7 @@ func (p *process) life(pool string, n int) {
 }
 
 // TestServeLeaksNothing: after hundreds of containers there are as many goroutines, files, links and elements as
-// before. (With an engine they are a thousand, but there nobody can count goroutines.)
+// before. (With an engine they are a thousand.)
 func TestServeLeaksNothing(t *testing.T) {
 	p := start(t, t.TempDir())
 	_, pool, _ := strings.Cut(p.post("IpamDriver.RequestPool", `{"AddressSpace":"dockway-local","Pool":"198.19.64.0/20"}`), `"PoolID":"`)
