@@ -697,7 +697,7 @@ func TestDamagedRecord(t *testing.T) {
 
 // TestFullDisk: dockway as a plain service of the host, whose state has no room: calls fail and say
 // why, nothing half-made is left, and with room they succeed. On a disk that is read-only it does
-// not start. (The kernel makes no disk read-only below a file that is open for writing.)
+// not start. (TestFailingDisk has it turn read-only while dockway runs.)
 func TestFullDisk(t *testing.T) {
 	root, err := lab.Root()
 	if err != nil {
