@@ -50,7 +50,7 @@ const (
 const (
 	maxServing    = 64       // requests at a time
 	maxPushing    = 4        // exchanges begun by others at a time, each with a copy of what differs
-	maxCalling    = 256      // own requests at a time
+	maxCalling    = 4096     // own requests at a time
 	maxUnclaiming = 32       // of these, to take claims back
 	maxMessage    = 4 << 20  // bytes
 	maxQueued     = 48       // statements waiting to be broadcast: a host sends 200 in a second, each a dozen times
@@ -58,6 +58,12 @@ const (
 	maxPeers      = 16 << 10 // hosts
 	introduction  = 100 * time.Millisecond
 	maxPending    = 64 << 10 // changes until Take says All
+)
+
+// How several hosts are asked.
+const (
+	abreast  = 128                   // at a time, of those that answer
+	patience = 20 * time.Millisecond // until one is taken for one that may not
 )
 
 type reply struct {

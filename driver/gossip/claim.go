@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	claimTimeout = time.Second            // for all to answer: who has not by then has no say
+	claimTimeout = time.Second            // for each to answer: who has not by then has no say
 	claimAsk     = 400 * time.Millisecond // of a question, before it is asked once more
 	grantHolds   = 5 * time.Second        // a block that this host let another have, until the other states it
 	lentHolds    = time.Minute            // the same of an address out of a block of this host's
@@ -66,8 +66,8 @@ func IsTaken(err error) (holder facts.Host, taken bool) {
 // fails with an error that IsTaken knows if one of them holds or is about to get part of it. A member
 // that cannot be reached has no say: two halves of a partition can take the same block, which shows
 // in Status when they meet. A single address inside a block of another host's is granted by that
-// host alone, if it is not in use there. Asking takes a second at most; if ctx ends before all have answered,
-// the claim fails. A host that has just started first waits until it has met another; where there is still none after
+// host alone, if it is not in use there. Asking takes a second at most, and 20 ms more for every 128 that do not answer; if
+// ctx ends before all have answered, the claim fails. A host that has just started first waits until it has met another; where there is still none after
 // 15 s, it takes itself for cut off. What is this host's already is fine, unless a living host has part of it too and wins.
 func (g *Gossip) Claim(ctx context.Context, subnet, block netip.Prefix) error {
 	subnet, block = subnet.Masked(), block.Masked()
@@ -162,7 +162,7 @@ func (g *Gossip) lenders(c *claim) ([]facts.Host, error) {
 
 // askAll asks the hosts, all at once, until one of them refuses, and says whom it asked.
 func (g *Gossip) askAll(ctx context.Context, hosts []facts.Host, c *claim, lenders []facts.Host) (asked []facts.Host, err error) {
-	asking, cancel := context.WithTimeout(ctx, claimTimeout)
+	asking, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var mu sync.Mutex
 	var failed error
@@ -180,9 +180,11 @@ func (g *Gossip) askAll(ctx context.Context, hosts []facts.Host, c *claim, lende
 	}
 	content := appendClaim(nil, c)
 	g.each(hosts, func(host facts.Host) {
-		if errors.Is(asking.Err(), context.Canceled) {
+		if asking.Err() != nil {
 			return
 		}
+		asking, done := context.WithTimeout(asking, claimTimeout)
+		defer done()
 		mu.Lock()
 		asked = append(asked, host)
 		mu.Unlock()

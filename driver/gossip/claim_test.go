@@ -113,6 +113,40 @@ func TestManyRefusedClaims(t *testing.T) {
 	})
 }
 
+// TestClaimBeyondTheLost: a claim asks every host that can be reached, however many cannot be, which are not yet found
+// dead. The latter cost it little more time than one does.
+func TestClaimBeyondTheLost(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		c := gathered(t, 200)
+		defer c.stop()
+		one, reached := c.hosts[1], c.hosts[2:31]
+		for _, m := range c.hosts[31:] {
+			c.net.sever(one.config.Advertise, m.config.Advertise)
+		}
+		begin := time.Now()
+		if err := one.Claim(t.Context(), subnet, block(0, 24)); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(begin); took > claimTimeout+100*time.Millisecond {
+			t.Errorf("the claim took %v", took)
+		}
+		asked := 0
+		for _, m := range reached {
+			if len(m.Holder(subnet, block(0, 24))) == 1 {
+				asked++
+			}
+		}
+		if asked < len(reached) {
+			t.Errorf("of %d hosts that can be reached, %d were asked", len(reached), asked)
+		}
+		last := reached[len(reached)-1]
+		if err := last.Claim(t.Context(), subnet, block(1<<8, 24)); err != nil {
+			t.Fatal(err)
+		}
+		taken(t, one.Claim(t.Context(), subnet, block(1<<8, 24)), last.self)
+	})
+}
+
 // TestLateUnclaim: what takes a failed claim back may come after the host has claimed the block again, and so
 // may the failed claim.
 func TestLateUnclaim(t *testing.T) {

@@ -285,15 +285,19 @@ func (g *Gossip) Away(ctx context.Context) {
 	}
 }
 
-// each does something for several hosts, many at a time.
+// each does something for several hosts, many at a time. Those for which it takes long, as they do not answer, keep nobody
+// waiting: however many they are, the others soon have their turn.
 func (g *Gossip) each(hosts []facts.Host, do func(facts.Host)) {
 	var all sync.WaitGroup
-	slots := make(chan struct{}, maxCalling/2)
+	slots := make(chan struct{}, abreast)
 	for _, host := range hosts {
 		slots <- struct{}{}
 		all.Go(func() {
-			defer func() { <-slots }()
+			slow := time.AfterFunc(patience, func() { <-slots })
 			do(host)
+			if slow.Stop() {
+				<-slots
+			}
 		})
 	}
 	all.Wait()
