@@ -5,7 +5,6 @@ package driver
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -105,30 +104,8 @@ type Service struct {
 // New loads the record. The kernel is not touched before Run or the first call.
 func New(kernel Kernel, store Store, leases Leases, peers Peers, log *logrus.Entry) (*Service, error) {
 	s := &Service{kernel: kernel, store: store, leases: leases, peers: peers, log: log, networks: map[string]*network{}, ports: map[portNumber][]holder{}, links: map[string]string{}, problem: errors.New("not yet compared with the kernel"), astray: make(chan struct{}, 1)}
-	err := store.Load(networkBucket, func(id string, value []byte) error {
-		n := newNetwork(mode.Network{})
-		n.stored = true
-		if err := json.Unmarshal(value, &n.record); err != nil {
-			return fmt.Errorf("network %s on record: %w", id, err)
-		}
-		s.networks[id] = n
-		return nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	err = store.Load(endpointBucket, func(key string, value []byte) error {
-		var e mode.Endpoint
-		if err := json.Unmarshal(value, &e); err != nil {
-			return fmt.Errorf("endpoint %s on record: %w", key, err)
-		}
-		if n, ok := s.networks[e.NetworkID]; ok {
-			n.put(s, e)
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, err
+	if err := s.load(); err != nil {
+		return nil, fmt.Errorf("reading the networks on record: %w", err)
 	}
 	peers.Restated()
 	return s, nil
@@ -347,15 +324,6 @@ func (s *Service) drop(ctx context.Context, what, networkID, id string, less fun
 		return fmt.Errorf("%s %s of network %s: %w", what, brief(id), n.name(), err)
 	}
 	return nil
-}
-
-// encode writes a record. The records are plain data, which JSON always has a form for.
-func encode(record any) []byte {
-	value, err := json.Marshal(record)
-	if err != nil {
-		panic(fmt.Sprintf("record %T: %v", record, err))
-	}
-	return value
 }
 
 func pools(n mode.Network) string {

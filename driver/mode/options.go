@@ -116,7 +116,7 @@ var options = []option{
 		if strings.Contains(v, ",") {
 			return errors.New("this version takes one interface: for several, make a bond and name it")
 		}
-		if v == "" || len(v) > linkNameSize || v == "." || v == ".." || strings.ContainsAny(v, "/:%\"") || strings.ContainsFunc(v, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+		if !isLinkName(v) {
 			return fmt.Errorf("not the name of a network interface: that has 1 to %d characters, as `ip link` shows it", linkNameSize)
 		}
 		o.Interface = v
@@ -367,6 +367,12 @@ func distance(a, b string) int {
 		}
 	}
 	return row[len(b)]
+}
+
+// isLinkName reports whether v can be the name of a link of the host's.
+func isLinkName(v string) bool {
+	return v != "" && len(v) <= linkNameSize && v != "." && v != ".." && !strings.ContainsAny(v, "/:%\"") &&
+		!strings.ContainsFunc(v, func(r rune) bool { return r <= ' ' || r >= 0x7f })
 }
 
 func parseBool(v string) (bool, error) {

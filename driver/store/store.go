@@ -62,7 +62,7 @@ func (s *Store) Close() error {
 
 // Load calls each for every key of a bucket, in the order of the keys; a bucket never written to has none. The values are
 // the caller's to keep. Load sees one moment of the record, and each may call the store. It stops at the first error of
-// each and returns it; a value that is not what was written is an error for which IsDamaged holds.
+// each, a value that the caller cannot use, and returns it with what to do; a value that is not what was written is an error for which IsDamaged holds.
 func (s *Store) Load(bucket string, each func(key string, value []byte) error) error {
 	type item struct {
 		key   string
@@ -90,7 +90,8 @@ func (s *Store) Load(bucket string, each func(key string, value []byte) error) e
 	}
 	for _, i := range items {
 		if err := each(i.key, i.value); err != nil {
-			return err
+			return fmt.Errorf("key %q in bucket %q of %s: %w: it may have been written by another version of dockway: run that one; or put a backup of "+
+				"the file in its place, or move it away and create what is on it anew", i.key, bucket, filepath.Clean(s.path), err)
 		}
 	}
 	return nil

@@ -110,7 +110,7 @@ func TestLoadStopsAtTheFirstErrorAndMayCallTheStore(t *testing.T) {
 		}
 		return s.Apply(Change{"b", key, nil})
 	})
-	if err != stop || calls != 2 { //nolint:errorlint // the very error
+	if !errors.Is(err, stop) || calls != 2 || !strings.Contains(err.Error(), `key "2" in bucket "b" of `+s.Path()) || !strings.Contains(err.Error(), "backup") {
 		t.Errorf("%d calls, error %v", calls, err)
 	}
 }
