@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -432,14 +433,58 @@ func TestParseOptions(t *testing.T) {
 	}
 }
 
+// FuzzParseOptions: what options a network can be made with, it can be taken over with from the record.
 func FuzzParseOptions(f *testing.F) {
-	f.Add("mtu", "1400")
-	f.Add("mac_pool", "02-00-00-00-00-00,02-00-00-00-00-ff")
-	f.Add("mode", "nat")
+	f.Add("nat", "mtu", "1400")
+	f.Add("l2bridge", "mac_pool", "02-00-00-00-00-00,02-00-00-00-00-ff")
+	f.Add("transparent", "interface", "eth1")
+	f.Add("overlay", "vsid", "5001")
+	f.Add("", "mode", "nat")
+	f.Fuzz(func(t *testing.T, mode, key, value string) {
+		given := map[string]string{}
+		switch {
+		case mode == "overlay":
+			given["vsid"] = "5001"
+		case Name(mode).External():
+			given["interface"] = "eth1"
+		}
+		if mode != "" {
+			given["mode"] = mode
+		}
+		given[key] = value
+		o, err := ParseOptions(given)
+		if err != nil {
+			return
+		}
+		if o.MTU > maxMTU || o.MTU < minMTU && (o.MTU != 0 || o.Mode == NAT) {
+			t.Errorf("%q gives %+v", given, o)
+		}
+		n := Network{ID: "0123456789ab", Options: o}
+		for i := range max(1, len(o.VSIDs)) {
+			n.IPv4 = append(n.IPv4, Subnet{Pool: netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 18, byte(i)}), 24)})
+		}
+		if err := Validate(n); err != nil {
+			return
+		}
+		if err := CheckNetwork(n); err != nil {
+			t.Errorf("%q makes a network that is refused when it is on record: %v", given, err)
+		}
+	})
+}
+
+// FuzzParseEndpointOptions: a name that a link cannot have, and a key that is not known, are refused by name.
+func FuzzParseEndpointOptions(f *testing.F) {
+	const known = "com.docker.network.endpoint.ifname"
+	f.Add(known, "eth1")
+	f.Add(known, "a name")
+	f.Add("com.docker.network.endpoint.sysctls", "net.ipv4.conf.IFNAME.arp_notify=1")
 	f.Fuzz(func(t *testing.T, key, value string) {
-		o, err := ParseOptions(map[string]string{key: value})
-		if err == nil && (o.MTU > maxMTU || o.MTU < minMTU && (o.MTU != 0 || o.Mode == NAT)) {
-			t.Errorf("%s=%s gives %+v", key, value, o)
+		name, err := ParseEndpointOptions(map[string]string{key: value})
+		switch {
+		case err == nil && (key != known || name != value || !isLinkName(name) || strings.ContainsAny(name, " /")):
+			t.Errorf("%s=%q gives %q", key, value, name)
+		case err != nil && (name != "" || !strings.Contains(err.Error(), key) && !strings.Contains(err.Error(), strconv.Quote(key))):
+			t.Errorf("%s=%q gives %q, and error %v", key, value, name, err)
 		}
 	})
 }
