@@ -2,6 +2,7 @@ package dhcp
 
 import (
 	"bytes"
+	"encoding/json"
 	"net/netip"
 	"reflect"
 	"testing"
@@ -183,4 +184,48 @@ func fuzzMessage(t *testing.T, from MAC, payload []byte) {
 			t.Errorf("name %q", name)
 		}
 	}
+}
+
+// FuzzLeaseRecord takes leases over from any record. One that is kept is written back as it was, and all that is sent about it
+// are frames that a server reads.
+func FuzzLeaseRecord(f *testing.F) {
+	obtained := time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)
+	for _, l := range []Lease{
+		{Request: Request{Link: link, MAC: container, Hostname: "web"}, Prefix: netip.MustParsePrefix("198.18.0.2/16"), Gateway: netip.MustParseAddr("198.18.0.1"), Server: netip.MustParseAddr("198.18.0.3"),
+			Routes: []Route{{Prefix: netip.MustParsePrefix("10.0.0.0/8"), Via: netip.MustParseAddr("198.18.0.7")}}, Obtained: obtained, T1: time.Minute, T2: 2 * time.Minute, Lifetime: 3 * time.Minute},
+		{Request: Request{Link: link, MAC: container, IPv6: true}, Prefix: netip.MustParsePrefix("fd00::2/64"), ServerID: []byte{0, 3, 0, 1, 2, 0, 0, 0, 0, 1}, Obtained: obtained, T1: Infinite, T2: Infinite, Lifetime: Infinite},
+	} {
+		record, err := json.Marshal(l)
+		if err != nil {
+			f.Fatal(err)
+		}
+		var again Lease
+		if err := json.Unmarshal(record, &again); err != nil || !reflect.DeepEqual(l, again) {
+			f.Fatalf("%+v is read as %+v: %v", l, again, err)
+		}
+		f.Add(record)
+	}
+	f.Fuzz(func(t *testing.T, record []byte) {
+		var l, again Lease
+		if json.Unmarshal(record, &l) != nil || l.validate() != nil {
+			return
+		}
+		written, err := json.Marshal(l)
+		if err == nil {
+			err = json.Unmarshal(written, &again)
+		}
+		if err != nil || !l.SameSettings(again) || !l.Obtained.Equal(again.Obtained) || again.validate() != nil || again.key() != l.key() {
+			t.Fatalf("%+v is read as %+v from %s: %v", l, again, written, err)
+		}
+		p, x := l.protocol(), &exchange{}
+		for what, frame := range map[string][]byte{
+			"discover": p.discover(x, l.Request, l.Prefix.Addr()), "verify": p.verify(x, l), "renew": p.renew(x, l),
+			"rebind": p.rebind(x, l, 1), "decline": p.decline(x, l), "release": p.release(x, l),
+		} {
+			if d, err := readDatagram(frame, false); err != nil || d.from != l.MAC || len(d.payload) == 0 {
+				t.Errorf("to %s, %x is sent about %+v: %v", what, frame, l, err)
+			}
+		}
+		p.claimant(p.probe(l), l)
+	})
 }
