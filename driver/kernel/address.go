@@ -94,8 +94,9 @@ func parseAddress(body []byte) (index int32, p netip.Prefix, ok bool) {
 	if !found {
 		value, _ = attribute(body[size:], unix.IFA_ADDRESS)
 	}
-	a, ok := netip.AddrFromSlice(value)
-	return int32(binary.NativeEndian.Uint32(body[4:])), netip.PrefixFrom(a, int(body[1])), ok
+	a, _ := netip.AddrFromSlice(value)
+	p = netip.PrefixFrom(a, int(body[1]))
+	return int32(binary.NativeEndian.Uint32(body[4:])), p, p.IsValid()
 }
 
 // observeAddressKeys looks addresses up that are named by link and prefix.

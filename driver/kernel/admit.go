@@ -56,7 +56,7 @@ func (k *Kernel) admitted(ctx context.Context, a plan.Admit) (handles [][]byte, 
 		return nil, true, err
 	}
 	for _, rule := range rules {
-		rule = rule[nfgenSize:]
+		rule = nfAttributes(rule)
 		if sameMatch(want.exprs, expressions(rule)) {
 			handle, _ := attribute(rule, unix.NFTA_RULE_HANDLE)
 			handles = append(handles, handle)

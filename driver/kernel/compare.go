@@ -58,15 +58,19 @@ func (k *Kernel) findTable(ctx context.Context, t *nft.Table) (*foundTable, erro
 			return nil, err
 		}
 		for _, body := range bodies {
-			body = body[nfgenSize:]
-			table, _ := attribute(body, list.table)
-			if text(table) == t.Name {
-				name, _ := attribute(body, list.name)
-				list.add(text(name), body)
-			}
+			out.add(t.Name, list.table, list.name, body, list.add)
 		}
 	}
 	return out, nil
+}
+
+// add takes a part of a table's list, if it is of that table.
+func (*foundTable) add(of string, table, name uint16, body []byte, add func(name string, body []byte)) {
+	body = nfAttributes(body)
+	if in, _ := attribute(body, table); text(in) == of {
+		part, _ := attribute(body, name)
+		add(text(part), body)
+	}
 }
 
 // observeTable returns the wanted table when the kernel holds exactly it, nothing when there is

@@ -251,10 +251,10 @@ func parseHalf(body []byte) (h half, ok bool) {
 	}
 	if fdb {
 		h.key.mac, h.value.vtep = mac, address
-		return h, ok
+		return h, ok && h.link != 0
 	}
 	h.key.address, h.value.mac = address, mac
-	return h, address.IsValid()
+	return h, address.IsValid() && h.link != 0
 }
 
 // found is what there is of an entry: of one of an FDB, by halves.

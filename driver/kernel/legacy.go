@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -35,10 +36,10 @@ func (k *Kernel) Warnings() []string {
 // of its part of the table, see linux/netfilter_ipv4/ip_tables.h.
 func legacyForward(family string) (verdict int, err error) {
 	domain, level := unix.AF_INET, unix.IPPROTO_IP
-	targetOffset := 88 // of struct ipt_entry
+	targetOffset := targetOffset4
 	if family == "ip6" {
 		domain, level = unix.AF_INET6, unix.IPPROTO_IPV6
-		targetOffset = 140 // of struct ip6t_entry
+		targetOffset = targetOffset6
 	}
 	const getInfo, getEntries = 64, 65 // IPT_SO_GET_INFO, IPT_SO_GET_ENTRIES
 	fd, err := unix.Socket(domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
@@ -59,11 +60,31 @@ func legacyForward(family string) (verdict int, err error) {
 	if err := getsockopt(fd, level, getEntries, entries); err != nil {
 		return 0, err
 	}
-	rule := entries[40+int(underflow):]
-	offset := int(binary.NativeEndian.Uint16(rule[targetOffset:]))
-	// struct xt_standard_target: xt_entry_target of 32 bytes, verdict; -v-1 is a final one.
-	return int(-int32(binary.NativeEndian.Uint32(rule[offset+32:])) - 1), nil
+	return forwardPolicy(entries[40:], underflow, targetOffset)
 }
+
+// Where struct ipt_entry and struct ip6t_entry say where a rule's target is.
+const (
+	targetOffset4 = 88
+	targetOffset6 = 140
+)
+
+// forwardPolicy is the verdict of the rule at an offset.
+func forwardPolicy(entries []byte, at uint32, targetOffset int) (verdict int, err error) {
+	size := uint64(len(entries))
+	if uint64(at)+uint64(targetOffset)+2 > size {
+		return 0, errLegacy
+	}
+	rule := entries[at:]
+	// struct xt_standard_target: xt_entry_target of 32 bytes, verdict; -v-1 is a final one.
+	offset := int(binary.NativeEndian.Uint16(rule[targetOffset:])) + 32
+	if offset+4 > len(rule) {
+		return 0, errLegacy
+	}
+	return int(-int32(binary.NativeEndian.Uint32(rule[offset:])) - 1), nil
+}
+
+var errLegacy = errors.New("the table of legacy iptables points outside of itself")
 
 func getsockopt(fd, level, option int, buf []byte) error {
 	size := uint32(len(buf))

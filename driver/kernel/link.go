@@ -137,15 +137,17 @@ func parseLink(body []byte) *link {
 			copy(l.mac[:], value)
 			l.ethernet = binary.NativeEndian.Uint16(body[2:]) == unix.ARPHRD_ETHER && len(value) == len(l.mac)
 		case unix.IFLA_MTU:
-			l.mtu = int(binary.NativeEndian.Uint32(value))
+			l.mtu = int(number32(value))
 		case unix.IFLA_MASTER:
-			l.master = int32(binary.NativeEndian.Uint32(value))
+			l.master = int32(number32(value))
 		case unix.IFLA_LINK:
-			l.lower = int32(binary.NativeEndian.Uint32(value))
+			l.lower = int32(number32(value))
 		case unix.IFLA_LINK_NETNSID:
-			l.nsid = int32(binary.NativeEndian.Uint32(value))
+			if len(value) == 4 {
+				l.nsid = int32(number32(value))
+			}
 		case unix.IFLA_GROUP:
-			l.group = binary.NativeEndian.Uint32(value)
+			l.group = number32(value)
 		case unix.IFLA_AF_SPEC:
 			six, _ := attribute(value, unix.AF_INET6)
 			if mode, ok := attribute(six, unix.IFLA_INET6_ADDR_GEN_MODE); ok && len(mode) > 0 {
@@ -227,6 +229,8 @@ func (k *Kernel) getLinks(ctx context.Context, requests []message) ([]*link, err
 				out = append(out, nil)
 			case r.err != nil:
 				return nil, fmt.Errorf("look link up: %w", r.err)
+			case len(r.bodies) == 0:
+				return nil, errors.New("look link up: the kernel says nothing")
 			default:
 				out = append(out, parseLink(r.bodies[0]))
 			}

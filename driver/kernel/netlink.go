@@ -385,12 +385,15 @@ func (a attrs) be64(kind uint16, v uint64) attrs {
 func attributes(b []byte) iter.Seq2[uint16, []byte] {
 	return func(yield func(uint16, []byte) bool) {
 		for kind, value := range rawAttributes(b) {
-			if !yield(kind&^(unix.NLA_F_NESTED|unix.NLA_F_NET_BYTEORDER), value) {
+			if !yield(kindOf(kind), value) {
 				return
 			}
 		}
 	}
 }
+
+// kindOf is an attribute's type without the flags.
+func kindOf(kind uint16) uint16 { return kind &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER) }
 
 func rawAttributes(b []byte) iter.Seq2[uint16, []byte] {
 	return func(yield func(uint16, []byte) bool) {
@@ -422,6 +425,14 @@ func text(b []byte) string {
 		}
 	}
 	return string(b)
+}
+
+// number32 is a number of four bytes in the byte order of the machine. What is shorter, as the kernel tells nothing, is 0.
+func number32(b []byte) uint32 {
+	if len(b) < 4 {
+		return 0
+	}
+	return binary.NativeEndian.Uint32(b)
 }
 
 func native32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }

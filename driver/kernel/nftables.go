@@ -55,7 +55,10 @@ func (k *Kernel) generation(ctx context.Context) (uint32, error) {
 	if err != nil {
 		return 0, err
 	}
-	id, _ := attribute(bodies[0][nfgenSize:], unix.NFTA_GEN_ID)
+	if len(bodies) == 0 {
+		return 0, errors.New("the kernel does not tell the generation of its rules")
+	}
+	id, _ := attribute(nfAttributes(bodies[0]), unix.NFTA_GEN_ID)
 	return value(id, false), nil
 }
 
@@ -159,10 +162,13 @@ func (k *Kernel) dumpElements(ctx context.Context, family nft.Family, table, set
 	return out, err
 }
 
+// nfAttributes is what follows struct nfgenmsg.
+func nfAttributes(body []byte) []byte { return body[min(nfgenSize, len(body)):] }
+
 // elementsOf cuts the elements out of a NFT_MSG_NEWSETELEM.
 func elementsOf(body []byte) []attrs {
 	var out []attrs
-	list, _ := attribute(body[nfgenSize:], unix.NFTA_SET_ELEM_LIST_ELEMENTS)
+	list, _ := attribute(nfAttributes(body), unix.NFTA_SET_ELEM_LIST_ELEMENTS)
 	for kind, element := range attributes(list) {
 		if kind == unix.NFTA_LIST_ELEM {
 			out = append(out, attrs(element))

@@ -2,7 +2,6 @@ package kernel
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -126,7 +125,7 @@ func parseRoute(body []byte) (r ourRoute, ok bool) {
 	for kind, value := range attributes(body[unix.SizeofRtMsg:]) {
 		switch kind {
 		case unix.RTA_OIF:
-			r.link = int32(binary.NativeEndian.Uint32(value))
+			r.link = int32(number32(value))
 		case unix.RTA_GATEWAY:
 			r.Via, _ = netip.AddrFromSlice(value)
 		case unix.RTA_PREFSRC:
@@ -148,7 +147,8 @@ func routePrefix(body []byte) (netip.Prefix, bool) {
 	if value, ok := attribute(body[unix.SizeofRtMsg:], unix.RTA_DST); ok {
 		to, _ = netip.AddrFromSlice(value)
 	}
-	return netip.PrefixFrom(to, int(body[1])), true
+	p := netip.PrefixFrom(to, int(body[1]))
+	return p, p.IsValid()
 }
 
 // observeRoutes lists the routes of ours. Those on links that are doomed are as good as gone.

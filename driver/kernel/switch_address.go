@@ -51,7 +51,7 @@ func (a hostAddress) linkLocal() bool { return a.six() && a.prefix().Addr().IsLi
 
 func (a hostAddress) flags() uint32 {
 	if flags, ok := attribute(a[unix.SizeofIfAddrmsg:], unix.IFA_FLAGS); ok {
-		return binary.NativeEndian.Uint32(flags)
+		return number32(flags)
 	}
 	return uint32(a[2])
 }
@@ -78,7 +78,7 @@ func (a hostAddress) on(from, to *link, flags uint32) []byte {
 	binary.NativeEndian.PutUint32(body[4:], uint32(to.index))
 	var list attrs
 	for kind, value := range rawAttributes(a[unix.SizeofIfAddrmsg:]) {
-		switch kind {
+		switch kindOf(kind) {
 		case unix.IFA_FLAGS:
 			continue
 		case unix.IFA_LABEL:
@@ -86,8 +86,8 @@ func (a hostAddress) on(from, to *link, flags uint32) []byte {
 			continue
 		case unix.IFA_CACHEINFO:
 			value = slices.Clone(value)
-			if valid := value[4:8]; binary.NativeEndian.Uint32(valid) == 0 {
-				binary.NativeEndian.PutUint32(valid, 1) // in its last second; none is refused
+			if len(value) >= 8 && number32(value[4:]) == 0 { // ifa_valid
+				binary.NativeEndian.PutUint32(value[4:], 1) // in its last second; none is refused
 			}
 		}
 		list = list.put(kind, value)

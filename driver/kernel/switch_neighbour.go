@@ -65,7 +65,7 @@ func copyNeighbours(list []neighbour, to *link) []message {
 		}
 		var list attrs
 		for kind, value := range rawAttributes(n[sizeofNDMsg:]) {
-			if kind != unix.NDA_CACHEINFO && kind != unix.NDA_PROBES {
+			if k := kindOf(kind); k != unix.NDA_CACHEINFO && k != unix.NDA_PROBES {
 				list = list.put(kind, value)
 			}
 		}

@@ -65,7 +65,7 @@ func (r hostRoute) flags() uint32 { return binary.NativeEndian.Uint32(r[8:]) }
 
 func (r hostRoute) table() uint32 {
 	if table := r.attribute(unix.RTA_TABLE); table != nil {
-		return binary.NativeEndian.Uint32(table)
+		return number32(table)
 	}
 	return uint32(r[4])
 }
@@ -77,7 +77,7 @@ func (r hostRoute) comesAndGoes() bool {
 
 // through reports whether the route, or one hop of it, goes out by a link.
 func (r hostRoute) through(index int32) bool {
-	if out := r.attribute(unix.RTA_OIF); out != nil && binary.NativeEndian.Uint32(out) == uint32(index) {
+	if number32(r.attribute(unix.RTA_OIF)) == uint32(index) {
 		return true
 	}
 	for hop := r.attribute(unix.RTA_MULTIPATH); len(hop) >= unix.SizeofRtNexthop; hop = nextHop(hop) {
@@ -147,11 +147,11 @@ func (r hostRoute) on(from, to int32) hostRoute {
 	binary.NativeEndian.PutUint32(body[8:], r.flags()&nextHopFlags)
 	var list attrs
 	for kind, value := range rawAttributes(r[unix.SizeofRtMsg:]) {
-		switch kind {
+		switch kindOf(kind) {
 		case unix.RTA_CACHEINFO, unix.RTA_EXPIRES:
 			continue
 		case unix.RTA_OIF:
-			if binary.NativeEndian.Uint32(value) == uint32(from) {
+			if number32(value) == uint32(from) {
 				value = native32(uint32(to))
 			}
 		case unix.RTA_MULTIPATH:
@@ -323,7 +323,7 @@ func (k *Kernel) moveNextHops(ctx context.Context, from, to *link, unchecked boo
 		binary.NativeEndian.PutUint32(body[4:], flags)
 		var list attrs
 		for kind, value := range rawAttributes(hop[sizeofNHMsg:]) {
-			if kind == unix.NHA_OIF {
+			if kindOf(kind) == unix.NHA_OIF {
 				value = native32(uint32(to.index))
 			}
 			list = list.put(kind, value)

@@ -33,11 +33,13 @@ func parseTunnel(data []byte) tunnel {
 	for kind, value := range attributes(data) {
 		switch kind {
 		case unix.IFLA_VXLAN_ID:
-			t.vni = binary.NativeEndian.Uint32(value)
+			t.vni = number32(value)
 		case unix.IFLA_VXLAN_LOCAL, unix.IFLA_VXLAN_LOCAL6:
 			t.local, _ = netip.AddrFromSlice(value)
 		case unix.IFLA_VXLAN_PORT:
-			t.port = binary.BigEndian.Uint16(value)
+			if len(value) == 2 {
+				t.port = binary.BigEndian.Uint16(value)
+			}
 		case unix.IFLA_VXLAN_LEARNING:
 			t.learn = !isZero(value)
 		case unix.IFLA_VXLAN_UDP_CSUM:

@@ -234,7 +234,7 @@ func (k *Kernel) routeEvent(h unix.NlMsghdr, body []byte) (event, bool) {
 // neighbourEvent reads events of FDB and neighbour entries. As there may be very many after changes
 // of our own, those that are as believed go no further.
 func (k *Kernel) neighbourEvent(deleted bool, body []byte) (e event, ok bool) {
-	if k.parent == nil && body[0] != unix.AF_BRIDGE { // nobody asks for neighbours in a namespace of ours
+	if k.parent == nil && len(body) > 0 && body[0] != unix.AF_BRIDGE { // nobody asks for neighbours in a namespace of ours
 		e.near, ok = parseNeighbour(body)
 	}
 	if h, parsed := parseHalf(body); parsed && !k.believed.explains(h, deleted) {
