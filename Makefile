@@ -43,9 +43,9 @@ test: setup plugin vet
 # others, each in a lab of its own.
 networks := ^Test(Overlay|Underlay|NamespacesOutlive|Uplink|Wire|DHCP|VLAN)
 test-host:
-	go test -count=1 -timeout 60m -skip '$(networks)' $$(go list ./integration/... | grep -v /demo)
+	go test -count=1 -timeout 75m -skip '$(networks)' $$(go list ./integration/... | grep -v /demo)
 test-networks:
-	go test -count=1 -timeout 60m -run '$(networks)' $$(go list ./integration/... | grep -v /demo)
+	go test -count=1 -timeout 75m -run '$(networks)' $$(go list ./integration/... | grep -v /demo)
 test-demo:
 	go test -count=1 -timeout 40m ./integration/demo
 

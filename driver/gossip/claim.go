@@ -178,7 +178,7 @@ func (g *Gossip) askAll(ctx context.Context, hosts []facts.Host, c *claim, lende
 	refuse := func(holder facts.Host, reason string) {
 		end(&TakenError{c.subnet, c.block, holder, reason})
 	}
-	content := appendClaim(nil, c)
+	content := encodeClaim(c)
 	g.each(hosts, func(host facts.Host) {
 		if asking.Err() != nil {
 			return
@@ -234,7 +234,7 @@ func (g *Gossip) askOne(ctx context.Context, host facts.Host, content []byte) er
 func (g *Gossip) unclaim(hosts []facts.Host, c *claim) {
 	ctx, cancel := context.WithTimeout(context.Background(), grantHolds)
 	defer cancel()
-	content := appendClaim(nil, c)
+	content := encodeClaim(c)
 	g.each(hosts, func(host facts.Host) {
 		select {
 		case g.unclaiming <- struct{}{}:
@@ -437,8 +437,8 @@ func rank(host facts.Host, subnet, block netip.Prefix) [sha256.Size]byte {
 	return sha256.Sum256(appendBlock([]byte(host+"\x00"), subnet, block))
 }
 
-func appendClaim(b []byte, c *claim) []byte {
-	return binary.AppendUvarint(appendBlock(b, c.subnet, c.block), c.number)
+func encodeClaim(c *claim) []byte {
+	return binary.AppendUvarint(appendBlock(nil, c.subnet, c.block), c.number)
 }
 
 func appendBlock(b []byte, subnet, block netip.Prefix) []byte {

@@ -163,14 +163,14 @@ func TestLateUnclaim(t *testing.T) {
 			}
 		}
 		for _, claimed := range []*claim{failed, again, again, failed} {
-			if status, answer, _ := one.serveClaim(two.self, appendClaim(nil, claimed)); status != statusOK {
+			if status, answer, _ := one.serveClaim(two.self, encodeClaim(claimed)); status != statusOK {
 				t.Fatalf("%d %s", status, answer)
 			}
 			has("claimed", 1)
 		}
-		one.serveUnclaim(two.self, appendClaim(nil, failed))
+		one.serveUnclaim(two.self, encodeClaim(failed))
 		has("the failed one taken back", 1)
-		one.serveUnclaim(two.self, appendClaim(nil, again))
+		one.serveUnclaim(two.self, encodeClaim(again))
 		has("both taken back", 0)
 		mine := &claim{subnet: subnet, block: block(0, 24), rank: [32]byte{255, 255, 255}}
 		claiming := func(list ...*claim) {
@@ -179,13 +179,13 @@ func TestLateUnclaim(t *testing.T) {
 			one.claims = list
 		}
 		claiming(mine)
-		if status, answer, _ := one.serveClaim(two.self, appendClaim(nil, again)); status != statusNo || mine.lost != "" {
+		if status, answer, _ := one.serveClaim(two.self, encodeClaim(again)); status != statusNo || mine.lost != "" {
 			t.Errorf("a claim that was taken back before it came: %d %s, and this host's own lost to %q", status, answer, mine.lost)
 		}
 		claiming()
 		has("it came late", 0)
 		again.number++
-		if status, answer, _ := one.serveClaim(two.self, appendClaim(nil, again)); status != statusOK {
+		if status, answer, _ := one.serveClaim(two.self, encodeClaim(again)); status != statusOK {
 			t.Errorf("claimed once more: %d %s", status, answer)
 		}
 		has("claimed once more", 1)

@@ -130,7 +130,7 @@ func TestFloodOfRequests(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i := range 1000 {
-			content := appendClaim(nil, &claim{subnet: subnet, block: block(i, 32)})
+			content := encodeClaim(&claim{subnet: subnet, block: block(i, 32)})
 			two.receive(appendFrame(msgRequest, uint64(i), c.hosts[1].self, opClaim, content))
 		}
 		elapse(time.Second)
@@ -239,7 +239,7 @@ func TestFrame(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	f.Add(appendFrame(msgRequest, 1, "h/1", opClaim, appendClaim(nil, &claim{subnet: subnet, block: block(0, 24)})))
+	f.Add(appendFrame(msgRequest, 1, "h/1", opClaim, encodeClaim(&claim{subnet: subnet, block: block(0, 24)})))
 	f.Add(meta{epoch: 300, vtep: address(1), version: "1.2"}.encode())
 	f.Add(meta{away: true, vtep: netip.MustParseAddr("fd00::1")}.encode())
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -284,7 +284,7 @@ func FuzzServe(f *testing.F) {
 	_, _ = peer.Set(theirs.Key, theirs.MAC)
 	peer.Seal()
 	sum, id := peer.Digest().Sum(), make([]byte, 8)
-	delta := append(id[:8:8], 1)
+	delta := append(make([]byte, 8), 1)
 	for d := range peer.Difference(nil, chunk) {
 		part := d.Append(nil)
 		delta = append(binary.BigEndian.AppendUint32(delta, uint32(len(part))), part...)
@@ -294,8 +294,8 @@ func FuzzServe(f *testing.F) {
 	f.Add(byte(opSum), sum[:])
 	f.Add(byte(opDigest), peer.Digest().Append(id[:8:8]))
 	f.Add(byte(opDelta), delta)
-	f.Add(byte(opClaim), appendClaim(nil, &claim{subnet: subnet, block: block(0, 24)}))
-	f.Add(byte(opUnclaim), appendClaim(nil, &claim{subnet: subnet, block: block(0, 24)}))
+	f.Add(byte(opClaim), encodeClaim(&claim{subnet: subnet, block: block(0, 24)}))
+	f.Add(byte(opUnclaim), encodeClaim(&claim{subnet: subnet, block: block(0, 24)}))
 	f.Add(byte(opKey), append([]byte{keyAdd}, make([]byte, 32)...))
 	f.Add(byte(opAway), []byte{})
 	f.Fuzz(func(t *testing.T, op byte, content []byte) {

@@ -81,7 +81,7 @@ func told(t testing.TB) (out [][]byte) {
 			if err := k.Do(ctx, plan.Diff(nil, wanted)); err != nil {
 				return err
 			}
-			family := func(size int, family byte) []byte { return append([]byte{family}, make([]byte, size-1)...) }
+			family := func(family byte) []byte { return append([]byte{family}, make([]byte, unix.SizeofRtMsg-1)...) } // as long as of neighbours
 			list := func(by *socket, kind uint16, body []byte) error {
 				bodies, err := by.dump(ctx, kind, body)
 				answer := kind - 2 // RTM_NEWLINK to RTM_GETLINK, and so on
@@ -100,10 +100,10 @@ func told(t testing.TB) (out [][]byte) {
 			}{
 				{k.route, unix.RTM_GETLINK, linkBody(0, 0, 0, nil)},
 				{k.route, unix.RTM_GETADDR, addressBody(unix.AF_UNSPEC, 0, 0, nil)},
-				{k.route, unix.RTM_GETROUTE, family(unix.SizeofRtMsg, unix.AF_INET)},
-				{k.route, unix.RTM_GETROUTE, family(unix.SizeofRtMsg, unix.AF_INET6)},
-				{k.route, unix.RTM_GETNEIGH, family(unix.SizeofNdMsg, unix.AF_BRIDGE)},
-				{k.route, unix.RTM_GETNEIGH, family(unix.SizeofNdMsg, unix.AF_UNSPEC)},
+				{k.route, unix.RTM_GETROUTE, family(unix.AF_INET)},
+				{k.route, unix.RTM_GETROUTE, family(unix.AF_INET6)},
+				{k.route, unix.RTM_GETNEIGH, family(unix.AF_BRIDGE)},
+				{k.route, unix.RTM_GETNEIGH, family(unix.AF_UNSPEC)},
 				{k.route, unix.RTM_GETNEXTHOP, make([]byte, sizeofNHMsg)},
 				{k.route, unix.RTM_GETQDISC, tcBody(0, 0, 0, 0, nil)},
 				{k.route, unix.RTM_GETTFILTER, tcBody(v0.index, 0, hookIn, filterPriority<<16, nil)},

@@ -91,14 +91,14 @@ func becomeGated() error {
 		unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
 		unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_USER_NOTIF})
 	// The filter holds this thread only, and what it becomes: another one has to send the notices.
-	filtered, sent := make(chan int), make(chan error)
+	ready, filtered, sent := make(chan struct{}), make(chan int), make(chan error)
 	go func() {
 		runtime.LockOSThread()
-		sent <- nil // it has a thread
+		close(ready) // it has a thread
 		sent <- unix.Sendmsg(3, []byte{0}, unix.UnixRights(<-filtered), nil, 0)
 	}()
 	runtime.LockOSThread()
-	<-sent
+	<-ready
 	fprog := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
 	notices, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER|unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, uintptr(unsafe.Pointer(&fprog)))
 	if errno != 0 {
