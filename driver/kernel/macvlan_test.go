@@ -126,6 +126,7 @@ func TestMacvlanRefused(t *testing.T) {
 	flush(t, l.k)
 	// Somebody else's, and the other end of an endpoint's pair.
 	here(t, "ip link add dwm7 link eth0 type macvlan", "ip link add dwv7 type veth peer name dwc7")
+	eventually(t, "the kernel has found our link up", func() bool { return strings.Contains(run(t, "ip", "link", "show", "dwm1"), " state UP ") })
 	before := run(t, "ip", "-d", "link")
 	for _, n := range []string{"dwm7", "dwc7"} {
 		m := macvlan(7, "eth0")
