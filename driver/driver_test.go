@@ -9,12 +9,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"pgregory.net/rapid"
 
 	"github.com/dockway/dockway/driver/mode"
 	"github.com/dockway/dockway/driver/plan"
@@ -70,6 +67,7 @@ func agree(t interface {
 	Helper()
 	Fatalf(string, ...any)
 }, what string, s *Service, k *fakeKernel, st *fakeStore) {
+
 	t.Helper()
 	if ops := diff(k, s.wanted()); len(ops) > 0 {
 		t.Fatalf("after %s the kernel is not what is wanted: %v", what, ops)
@@ -108,61 +106,6 @@ func diff(k *fakeKernel, wanted plan.State) []plan.Op {
 	return plan.Diff(k.state, wanted)
 }
 
-// TestEveryOperationFails makes each kernel operation of random histories fail in turn, and the
-// disk refuse at random: a call that fails changes nothing that a repair does not take back, and
-// one that succeeds is complete.
-func TestEveryOperationFails(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
-		peers := newFakePeers()
-		s := newPeer(t, k, st, peers)
-		for range rapid.IntRange(1, 25).Draw(t, "calls") {
-			net, ep := rapid.IntRange(1, 6).Draw(t, "network"), rapid.IntRange(0, 2).Draw(t, "endpoint")
-			req := endpointRequest(net, ep)
-			if rapid.IntRange(0, 3).Draw(t, "a peer") == 0 {
-				tellSomething(t, peers)
-			}
-			before := s.wanted().String()
-			k.failIn = rapid.IntRange(0, 12).Draw(t, "fail in")
-			st.full = rapid.IntRange(0, 7).Draw(t, "disk") == 0
-			var err error
-			what := rapid.SampledFrom([]string{"create network", "delete network", "create endpoint", "join", "publish", "unpublish", "leave", "delete endpoint", "listen"}).Draw(t, "call")
-			switch what {
-			case "listen":
-				s.listen(ctx)
-				err = errors.Join(s.problem)
-			case "create network":
-				err = s.CreateNetwork(ctx, webRequest(net))
-			case "delete network":
-				err = s.DeleteNetwork(ctx, req.NetworkID)
-			case "create endpoint":
-				_, err = s.CreateEndpoint(ctx, req)
-			case "join":
-				_, err = s.Join(ctx, req.NetworkID, req.ID)
-			case "publish":
-				err = s.Publish(ctx, req.NetworkID, req.ID, []policy.PortMapping{tcp(uint16(8000+ep), 80), {Protocol: policy.UDP, ContainerPort: 53}})
-			case "unpublish":
-				err = s.Unpublish(ctx, req.NetworkID, req.ID)
-			case "leave":
-				err = s.Leave(ctx, req.NetworkID, req.ID)
-			case "delete endpoint":
-				err = s.DeleteEndpoint(ctx, req.NetworkID, req.ID)
-			}
-			k.failIn, st.full = 0, false
-			if err != nil && s.wanted().String() != before {
-				t.Fatalf("%s failed (%v) and yet changed the record", what, err)
-			}
-			if err == nil && len(peers.changes.Endpoints) == 0 {
-				agree(t, what, s, k, st)
-			}
-			if err := s.Repair(ctx); err != nil {
-				t.Fatalf("repair after %s: %v", what, err)
-			}
-			agree(t, what+" and a repair", s, k, st)
-		}
-	})
-}
-
 // TestRestart starts a second service on the first one's record: after a crash the kernel is as
 // it was, after a reboot it is empty.
 func TestRestart(t *testing.T) {
@@ -197,55 +140,6 @@ func TestRestart(t *testing.T) {
 	}
 }
 
-// mortal is a process that is killed after some steps, which are operations of the kernel and
-// transactions of the disk. It checks before each operation that it is on record.
-type mortal struct {
-	*fakeKernel
-	*fakeStore
-	t    *rapid.T
-	mu   sync.Mutex
-	left int
-	// ahead is set while an endpoint joins or publishes: what comes for it may be on its way to the record.
-	ahead bool
-}
-
-func (m *mortal) step() error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.left--; m.left < 0 {
-		return errors.New("killed")
-	}
-	return nil
-}
-
-func (m *mortal) Do(ctx context.Context, ops []plan.Op) error {
-	record, err := New(m.fakeKernel, m.fakeStore, noLeases{}, newFakePeers(), quiet())
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	wanted := record.wanted()
-	for _, op := range ops {
-		if err := m.step(); err != nil {
-			return err
-		}
-		_, recorded := wanted[op.Object.Key()]
-		if recorded != (op.Verb != plan.Delete) && !(m.ahead && op.Verb != plan.Delete) {
-			m.t.Fatalf("%s, and the record wants it: %v", op, recorded)
-		}
-		if err := m.fakeKernel.Do(ctx, []plan.Op{op}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (m *mortal) Apply(changes ...Change) error {
-	if err := m.step(); err != nil {
-		return err
-	}
-	return m.fakeStore.Apply(changes...)
-}
-
 // TestRecordFailed: the status says that the record takes no more changes.
 func TestRecordFailed(t *testing.T) {
 	st := newFakeStore()
@@ -257,49 +151,6 @@ func TestRecordFailed(t *testing.T) {
 	if got := s.Status().Warnings; len(got) != 1 || got[0] != st.failed.Error() {
 		t.Errorf("warnings %v", got)
 	}
-}
-
-// TestKilled kills the process after any number of steps of random histories, in which operations of
-// the kernel fail too, so that it may be killed on the way back: nothing is ever done
-// that is not on record, but for what comes for an endpoint meanwhile, and the next process comes to terms
-// with what it finds.
-func TestKilled(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
-		newService(t, k, st)
-		m := &mortal{fakeKernel: k, fakeStore: st, t: t}
-		for range 5 {
-			m.left = 1000
-			s := newService(t, m, m)
-			m.left = rapid.IntRange(0, 60).Draw(t, "steps")
-			for m.left >= 0 {
-				net, ep := rapid.SampledFrom([]int{1, 2, 5}).Draw(t, "network"), rapid.IntRange(0, 2).Draw(t, "endpoint")
-				req := endpointRequest(net, ep)
-				what := rapid.SampledFrom([]string{"create network", "delete network", "start", "publish", "leave", "delete endpoint"}).Draw(t, "call")
-				m.left-- // calls for which nothing is to be done end too
-				k.failIn = rapid.IntRange(0, 12).Draw(t, "fail in")
-				m.ahead = what == "start" || what == "publish"
-				switch what {
-				case "create network":
-					_ = s.CreateNetwork(ctx, webRequest(net))
-				case "delete network":
-					_ = s.DeleteNetwork(ctx, req.NetworkID)
-				case "start":
-					_, _ = s.CreateEndpoint(ctx, req)
-					_, _ = s.Join(ctx, req.NetworkID, req.ID)
-				case "publish":
-					_ = s.Publish(ctx, req.NetworkID, req.ID, []policy.PortMapping{tcp(uint16(8000+ep), 80)})
-				case "leave":
-					_ = s.Leave(ctx, req.NetworkID, req.ID)
-				case "delete endpoint":
-					_ = s.DeleteEndpoint(ctx, req.NetworkID, req.ID)
-				}
-			}
-			maps.DeleteFunc(k.state, func(key plan.Key, _ plan.Object) bool { return key.Kind == plan.KindHostPort }) // sockets go with their process
-			m.left, m.ahead, k.failIn = 1000, false, 0
-			agree(t, "a kill", newService(t, m, m), k, st)
-		}
-	})
 }
 
 // TestOrder checks the order of a change: guards first, openings last, and
@@ -329,123 +180,6 @@ func TestOrder(t *testing.T) {
 			t.Errorf("a container goes in the order %v, want openings first and guards last", down)
 		}
 	}
-}
-
-func TestPublish(t *testing.T) {
-	dual := func(r EndpointRequest) EndpointRequest {
-		r.Address6 = netip.MustParsePrefix("fd00:1::2/64")
-		return r
-	}
-	processes := []uint16{7000} // the ports that they hold
-	for port := uint16(7100); port <= 7500; port++ {
-		processes = append(processes, port)
-	}
-	tests := []struct {
-		name     string
-		endpoint func(EndpointRequest) EndpointRequest
-		mapping  policy.PortMapping
-		want     string // bindings or error
-	}{
-		{"every address", nil, tcp(8080, 80), "0.0.0.0:8080 -> 198.18.1.2:80/tcp, [::]:8080 -> 198.18.1.2:80/tcp"},
-		{"every address, dual stack", dual, tcp(8080, 80), "0.0.0.0:8080 -> 198.18.1.2:80/tcp, [::]:8080 -> [fd00:1::2]:80/tcp"},
-		{"one IPv4 address", nil, policy.PortMapping{Protocol: policy.UDP, HostIP: netip.MustParseAddr("127.0.0.1"), HostPort: 5353, ContainerPort: 53}, "127.0.0.1:5353 -> 198.18.1.2:53/udp"},
-		{"one IPv6 address", dual, policy.PortMapping{Protocol: policy.TCP, HostIP: netip.MustParseAddr("::1"), HostPort: 80, ContainerPort: 80}, "[::1]:80 -> [fd00:1::2]:80/tcp"},
-		{"range, first taken by a process", nil, policy.PortMapping{Protocol: policy.TCP, HostPort: 7000, HostPortEnd: 7002, ContainerPort: 80}, "0.0.0.0:7001 -> 198.18.1.2:80/tcp, [::]:7001 -> 198.18.1.2:80/tcp"},
-		{"taken by a process", nil, tcp(7000, 80), "in use by process nginx (pid 1)"},
-		{"range, more taken than are tried", nil, policy.PortMapping{Protocol: policy.TCP, HostPort: 7100, HostPortEnd: 7500, ContainerPort: 80}, "no free host port after 256 attempts, the last: host port 0.0.0.0:7355/tcp is in use by process nginx (pid 1)"},
-		{"taken by an endpoint", nil, tcp(9000, 80), "host port 0.0.0.0:9000/tcp is published by endpoint 000000000c80 (198.18.2.2) of network 000000000020"},
-		{"on one address, taken by an endpoint on every", nil, policy.PortMapping{Protocol: policy.TCP, HostIP: netip.MustParseAddr("198.18.0.1"), HostPort: 9000, ContainerPort: 80}, "host port 0.0.0.0:9000/tcp is published by endpoint 000000000c80"},
-		{"no container port", nil, tcp(8080, 0), "container port 0"},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
-			s := newService(t, k, st)
-			web := webRequest(1)
-			web.IPv6 = []mode.Subnet{{Pool: netip.MustParsePrefix("fd00:1::/64"), Gateway: netip.MustParseAddr("fd00:1::1")}}
-			must(t, s.CreateNetwork(ctx, web))
-			must(t, s.CreateNetwork(ctx, webRequest(2)))
-			join(t, s, 2)
-			must(t, s.Publish(ctx, networkID(2), endpointID(200), []policy.PortMapping{tcp(9000, 80)}))
-			for _, port := range processes {
-				k.taken[plan.HostPort{Proto: "tcp", Host: netip.AddrPortFrom(netip.IPv4Unspecified(), port)}.Key()] = true
-			}
-			req := endpointRequest(1, 0)
-			if tt.endpoint != nil {
-				req = tt.endpoint(req)
-			}
-			_, err := s.CreateEndpoint(ctx, req)
-			must(t, err)
-			_, err = s.Join(ctx, req.NetworkID, req.ID)
-			must(t, err)
-			err = s.Publish(ctx, req.NetworkID, req.ID, []policy.PortMapping{tt.mapping})
-			got := fmt.Sprint(err)
-			if err == nil {
-				var all []string
-				for _, b := range s.networks[req.NetworkID].endpoints[req.ID].Bindings {
-					all = append(all, b.String())
-				}
-				got = strings.Join(all, ", ")
-			}
-			if !strings.Contains(got, tt.want) {
-				t.Errorf("publish %s: %s, want %s", tt.mapping, got, tt.want)
-			}
-			agree(t, tt.name, s, k, st)
-		})
-	}
-}
-
-// TestDynamicPortIsKept publishes a random port twice, as engines do when a container's role
-// changes: its clients must find it where it was.
-func TestDynamicPortIsKept(t *testing.T) {
-	ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
-	s := newService(t, k, st)
-	must(t, s.CreateNetwork(ctx, webRequest(1)))
-	join(t, s, 1)
-	publish := func() uint16 {
-		must(t, s.Publish(ctx, networkID(1), endpointID(100), []policy.PortMapping{tcp(0, 80)}))
-		return s.Ports()[0].HostPort
-	}
-	first := publish()
-	if first < firstDynamicPort || first > lastDynamicPort {
-		t.Errorf("dynamic port %d, want %d to %d", first, firstDynamicPort, lastDynamicPort)
-	}
-	if second := publish(); second != first {
-		t.Errorf("published again on %d, want %d as before", second, first)
-	}
-}
-
-// slowKernel takes its time to look, so that calls overlap.
-type slowKernel struct{ *fakeKernel }
-
-func (k slowKernel) Observe(ctx context.Context, keys []plan.Key) (plan.State, error) {
-	time.Sleep(time.Millisecond) // virtual
-	return k.fakeKernel.Observe(ctx, keys)
-}
-
-// TestPublishAtOnce: of two containers of different networks that publish one host port at the same
-// time, one gets it.
-func TestPublishAtOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
-		s := newService(t, slowKernel{k}, st)
-		var failed [2]error
-		for i := range failed {
-			must(t, s.CreateNetwork(ctx, webRequest(1+i)))
-			join(t, s, 1+i)
-		}
-		var wg sync.WaitGroup
-		for i := range failed {
-			wg.Go(func() {
-				failed[i] = s.Publish(ctx, networkID(1+i), endpointID(100*(1+i)), []policy.PortMapping{tcp(8080, 80)})
-			})
-		}
-		wg.Wait()
-		if (failed[0] == nil) == (failed[1] == nil) {
-			t.Errorf("two endpoints publish one port: %v and %v", failed[0], failed[1])
-		}
-		agree(t, "two publish one port", s, k, st)
-	})
 }
 
 // meetingKernel holds up the first call that looks at the kernel until another has come.
@@ -627,54 +361,6 @@ func TestRun(t *testing.T) {
 	})
 }
 
-// halfKernel does half of what it is told, and fails, for as long as it is broken.
-type halfKernel struct {
-	*fakeKernel
-	broken atomic.Bool
-}
-
-func (k *halfKernel) Do(ctx context.Context, ops []plan.Op) error {
-	if !k.broken.Load() {
-		return k.fakeKernel.Do(ctx, ops)
-	}
-	if err := k.fakeKernel.Do(ctx, ops[:len(ops)/2]); err != nil {
-		return err
-	}
-	return errInjected
-}
-
-// TestHalfTakenBack has a change fail and its way back too: what is left of it is repaired as soon as
-// the kernel takes it, though nothing reports it.
-func TestHalfTakenBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(context.Background())
-		defer cancel()
-		k, st := &halfKernel{fakeKernel: newFakeKernel()}, newFakeStore()
-		s := newService(t, k, st)
-		must(t, s.CreateNetwork(ctx, webRequest(1)))
-		join(t, s, 1)
-		done := make(chan error)
-		go func() { done <- s.Run(ctx) }()
-		synctest.Wait()
-		k.broken.Store(true)
-		if err := s.Publish(ctx, networkID(1), endpointID(100), []policy.PortMapping{tcp(8080, 80)}); !errors.Is(err, errInjected) {
-			t.Errorf("publish: %v", err)
-		}
-		if ops := diff(k.fakeKernel, s.wanted()); len(ops) == 0 {
-			t.Fatal("the change was taken back, or never began")
-		}
-		k.broken.Store(false)
-		time.Sleep(2 * tryAgain) // virtual
-		synctest.Wait()
-		agree(t, "a while", s, k.fakeKernel, st)
-		if status := s.Status(); !status.InSync {
-			t.Errorf("status: %+v", status)
-		}
-		cancel()
-		must(t, <-done)
-	})
-}
-
 // TestForgottenEndpoints: an endpoint that the engine never came back to, because it or the answer
 // was lost, neither keeps its address from others nor stays for ever.
 func TestForgottenEndpoints(t *testing.T) {
@@ -749,28 +435,6 @@ func TestLeftEndpoints(t *testing.T) {
 		cancel()
 		must(t, <-done)
 	})
-}
-
-// TestRepairGoesOnPastTakenPort restarts when a process has taken a published port meanwhile: the
-// rest is repaired, and the status says what is wrong.
-func TestRepairGoesOnPastTakenPort(t *testing.T) {
-	ctx, k, st := context.Background(), newFakeKernel(), newFakeStore()
-	s := newService(t, k, st)
-	must(t, s.CreateNetwork(ctx, webRequest(1)))
-	join(t, s, 1)
-	must(t, s.Publish(ctx, networkID(1), endpointID(100), []policy.PortMapping{tcp(8080, 80), tcp(8081, 81)}))
-	maps.DeleteFunc(k.state, func(key plan.Key, _ plan.Object) bool {
-		return key.Kind == plan.KindHostPort || key.Kind == plan.KindElement
-	})
-	lost := plan.HostPort{Proto: "tcp", Host: netip.MustParseAddrPort("0.0.0.0:8080")}
-	k.taken[lost.Key()] = true
-	err := s.Repair(ctx)
-	if err == nil || !strings.Contains(s.Status().Problem, "in use by process nginx") {
-		t.Errorf("repair: %v, status %+v, want the taken port named", err, s.Status())
-	}
-	if ops := diff(k, s.wanted()); len(ops) != 1 || ops[0].Object.Key() != lost.Key() {
-		t.Errorf("left undone: %v, want only the taken port", ops)
-	}
 }
 
 // TestLinkInContainer: the engine is told of the name that a container's link is to have, after a restart too.

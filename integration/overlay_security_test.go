@@ -137,10 +137,7 @@ func TestOverlayKeys(t *testing.T) {
 		})
 	}
 	together(t, hosts...)
-	hosts[0].overlay("back", 5001)
-	hosts[1].overlay("back", 5001)
-	all := members(t, "back", hosts[:2]...)
-	known(t, "back", all...)
+	all := across(t, "back", 5001, hosts[:2]...)
 	pulse := hosts[0].pulse(all[0].name, hosts[1].spot(all[1].name), all[1].v4+":90")
 	for _, step := range [][]string{{"add", second}, {"use", second}, {"remove", first}} {
 		out, err := hosts[0].Dockway(append([]string{"key"}, step...)...)

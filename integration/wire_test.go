@@ -148,6 +148,21 @@ func (w *wire) forget(t *testing.T) {
 	}
 }
 
+// passes fails the test unless the server is reached through the gateway, from one address to the other.
+func (w *wire) passes(t *testing.T, what, from, to string, f from, address string) {
+	t.Helper()
+	for _, network := range []string{"tcp", "udp"} {
+		before, err := w.router.Forwarded(from, to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		reaches(t, what, f, network, address, from)
+		if after, err := w.router.Forwarded(from, to); err != nil || after <= before {
+			t.Errorf("%s over %s does not pass the gateway: it forwarded %d packets before, %d after (%v)", what, network, before, after, err)
+		}
+	}
+}
+
 // settled fails the test unless something comes true soon.
 func settled(t *testing.T, what string, is func() bool) {
 	t.Helper()
@@ -434,28 +449,15 @@ func TestL2Tunnel(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		passes := func(what, from, to string, f from, address string) {
-			t.Helper()
-			for _, network := range []string{"tcp", "udp"} {
-				before, err := w.router.Forwarded(from, to)
-				if err != nil {
-					t.Fatal(err)
-				}
-				reaches(t, what, f, network, address, from)
-				if after, err := w.router.Forwarded(from, to); err != nil || after <= before {
-					t.Errorf("%s over %s does not pass the gateway: it forwarded %d packets before, %d after (%v)", what, network, before, after, err)
-				}
-			}
-		}
 		seen := w.router.Capture(t, "eth0")
-		passes("container to container of the same host", b, a, h.in("tenant-b"), a+":80")
-		passes("container to container of another host", a, c, h.in("tenant-a"), c+":80")
-		passes("host to its container", wireHost4[h.Engine], a, on(h.Machine), a+":80")
+		w.passes(t, "container to container of the same host", b, a, h.in("tenant-b"), a+":80")
+		w.passes(t, "container to container of another host", a, c, h.in("tenant-a"), c+":80")
+		w.passes(t, "host to its container", wireHost4[h.Engine], a, on(h.Machine), a+":80")
 		h.serves()
 		hostServed := fmt.Sprintf("%s:%d", h.wire4, hostServing)
-		passes("container to its host", a, h.wire4, h.in("tenant-a"), hostServed)
-		passes("container to another subnet", a, far4, h.in("tenant-a"), far4+":80")
-		passes("container to the LAN", a, outside4, h.in("tenant-a"), outside4+":80")
+		w.passes(t, "container to its host", a, h.wire4, h.in("tenant-a"), hostServed)
+		w.passes(t, "container to another subnet", a, far4, h.in("tenant-a"), far4+":80")
+		w.passes(t, "container to the LAN", a, outside4, h.in("tenant-a"), outside4+":80")
 		reaches(t, "another subnet to container", on(w.far), "tcp", a+":80", far4)
 		reaches(t, "LAN to container", on(w.outside), "tcp", a+":80", outside4)
 		reaches(t, "outside to published port", on(w.outside), "tcp", wireHost4[h.Engine]+":8081", "")

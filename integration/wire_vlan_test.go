@@ -55,24 +55,11 @@ func TestVLANTunnel(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		passes := func(what, from, to string, f from, address string) {
-			t.Helper()
-			for _, network := range []string{"tcp", "udp"} {
-				before, err := w.router.Forwarded(from, to)
-				if err != nil {
-					t.Fatal(err)
-				}
-				reaches(t, what, f, network, address, from)
-				if after, err := w.router.Forwarded(from, to); err != nil || after <= before {
-					t.Errorf("%s over %s does not pass the gateway: it forwarded %d packets before, %d after (%v)", what, network, before, after, err)
-				}
-			}
-		}
-		passes("container to container of the same host", b, a, h.in("vtenant-b"), a+":80")
-		passes("container to container of another host", a, c, h.in("vtenant-a"), c+":80")
-		passes("container to the VLAN", a, vlanOutside4, h.in("vtenant-a"), vlanOutside4+":80")
-		passes("container to another subnet", a, far4, h.in("vtenant-a"), far4+":80")
-		passes("host to its container", h.wire4, a, on(h.Machine), a+":80")
+		w.passes(t, "container to container of the same host", b, a, h.in("vtenant-b"), a+":80")
+		w.passes(t, "container to container of another host", a, c, h.in("vtenant-a"), c+":80")
+		w.passes(t, "container to the VLAN", a, vlanOutside4, h.in("vtenant-a"), vlanOutside4+":80")
+		w.passes(t, "container to another subnet", a, far4, h.in("vtenant-a"), far4+":80")
+		w.passes(t, "host to its container", h.wire4, a, on(h.Machine), a+":80")
 		for _, network := range []string{"tcp", "udp"} {
 			reaches(t, "outside in the VLAN to container", on(w.outside), network, a+":80", vlanOutside4)
 			reaches(t, "outside to published port", on(w.outside), network, h.wire4+":8090", "")

@@ -97,6 +97,20 @@ func onLAN(t *testing.T, s *memory, l *lan, r PoolRequest) (*Manager, PoolReply)
 	return m, reply
 }
 
+// leased is a manager that has leased container a's address on a LAN.
+func leased(t *testing.T, s *memory, l *lan) (*Manager, PoolReply, netip.Prefix) {
+	t.Helper()
+	m, pool := onLAN(t, s, l, PoolRequest{})
+	if _, err := m.LeaseFrom(pool.Pool, "eth1"); err != nil {
+		t.Fatal(err)
+	}
+	got, err := m.RequestAddress(t.Context(), named(pool.ID, "a", ""))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m, pool, got
+}
+
 func leasing(t *testing.T, s *memory, l *lan) *Manager {
 	t.Helper()
 	m, err := New(s, nil, Config{Seed: "host", Leaser: l, MAC: func(_ netip.Prefix, name string) (dhcp.MAC, error) {
@@ -234,14 +248,7 @@ func TestLeaseServerSilent(t *testing.T) {
 // TestLeaseRefused: what the server grants in place of an address is told, and that it grants nothing, until it does again.
 func TestLeaseRefused(t *testing.T) {
 	s, l := &memory{}, newLAN()
-	m, pool := onLAN(t, s, l, PoolRequest{})
-	if _, err := m.LeaseFrom(pool.Pool, "eth1"); err != nil {
-		t.Fatal(err)
-	}
-	got, err := m.RequestAddress(t.Context(), named(pool.ID, "a", ""))
-	if err != nil {
-		t.Fatal(err)
-	}
+	m, pool, got := leased(t, s, l)
 	lease := l.leases[dhcp.MAC{2, 0, 0, 0, 0, 'a'}]
 	m.Refused(lease, errSilent)
 	if _, err := m.Granted(pool.Pool, got.Addr()); !errors.Is(err, errSilent) || !strings.Contains(err.Error(), got.Addr().String()) {
@@ -265,14 +272,7 @@ func TestLeaseRefused(t *testing.T) {
 // TestLeaseRenewed: what the server says later is on record.
 func TestLeaseRenewed(t *testing.T) {
 	s, l := &memory{}, newLAN()
-	m, pool := onLAN(t, s, l, PoolRequest{})
-	if _, err := m.LeaseFrom(pool.Pool, "eth1"); err != nil {
-		t.Fatal(err)
-	}
-	got, err := m.RequestAddress(t.Context(), named(pool.ID, "a", ""))
-	if err != nil {
-		t.Fatal(err)
-	}
+	m, pool, got := leased(t, s, l)
 	renewed := l.leases[dhcp.MAC{2, 0, 0, 0, 0, 'a'}]
 	renewed.MTU = 1400
 	if holder, held, err := m.Leased(renewed); err != nil || !held || !strings.Contains(holder, `"a"`) {
@@ -392,14 +392,7 @@ func TestLeaseRenewedWhileReleased(t *testing.T) {
 // TestLeaseNotRecordedAsReleased: an address that could not be freed keeps its lease.
 func TestLeaseNotRecordedAsReleased(t *testing.T) {
 	s, l := &memory{}, newLAN()
-	m, pool := onLAN(t, s, l, PoolRequest{})
-	if _, err := m.LeaseFrom(pool.Pool, "eth1"); err != nil {
-		t.Fatal(err)
-	}
-	got, err := m.RequestAddress(t.Context(), named(pool.ID, "a", ""))
-	if err != nil {
-		t.Fatal(err)
-	}
+	m, pool, got := leased(t, s, l)
 	s.full = true
 	if err := m.ReleaseAddress(t.Context(), pool.ID, got.Addr().String()); !errors.Is(err, errFull) || l.leased() != "[198.18.0.100]" {
 		t.Errorf("with a full disk: %v, and the server has leased %s", err, l.leased())

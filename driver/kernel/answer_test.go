@@ -290,11 +290,11 @@ func (r reader) readAddress(t testing.TB, body []byte) {
 // readRules: what is no table of ours is not taken for one, and elements are what their text says.
 func (r reader) readRules(t testing.TB, body []byte) {
 	found := &foundTable{exists: true, rules: map[string][][]byte{}}
-	found.add("dockway", unix.NFTA_SET_TABLE, unix.NFTA_SET_NAME, body, func(name string, body []byte) {
-		found.sets = append(found.sets, foundPart{name, body})
-		found.chains = append(found.chains, foundPart{name, body})
-		found.rules[name] = append(found.rules[name], body)
-	})
+	if name, part, ok := partOf("dockway", unix.NFTA_SET_TABLE, unix.NFTA_SET_NAME, body); ok {
+		found.sets = append(found.sets, foundPart{name, part})
+		found.chains = append(found.chains, foundPart{name, part})
+		found.rules[name] = append(found.rules[name], part)
+	}
 	for _, table := range r.tables {
 		if table.compare(found, func(string) ([]attrs, error) { return elementsOf(body), nil }) == nil {
 			t.Error("one message is taken for a whole table")

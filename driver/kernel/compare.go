@@ -58,19 +58,20 @@ func (k *Kernel) findTable(ctx context.Context, t *nft.Table) (*foundTable, erro
 			return nil, err
 		}
 		for _, body := range bodies {
-			out.add(t.Name, list.table, list.name, body, list.add)
+			if name, part, ok := partOf(t.Name, list.table, list.name, body); ok {
+				list.add(name, part)
+			}
 		}
 	}
 	return out, nil
 }
 
-// add takes a part of a table's list, if it is of that table.
-func (*foundTable) add(of string, table, name uint16, body []byte, add func(name string, body []byte)) {
-	body = nfAttributes(body)
-	if in, _ := attribute(body, table); text(in) == of {
-		part, _ := attribute(body, name)
-		add(text(part), body)
-	}
+// partOf is the name of a part in a list, and the part, if it is of a table.
+func partOf(table string, tableKind, nameKind uint16, body []byte) (name string, part []byte, ok bool) {
+	part = nfAttributes(body)
+	in, _ := attribute(part, tableKind)
+	is, _ := attribute(part, nameKind)
+	return text(is), part, text(in) == table
 }
 
 // observeTable returns the wanted table when the kernel holds exactly it, nothing when there is

@@ -108,8 +108,7 @@ var unicast = nft.NoneOf(nft.PktType, "broadcast", "multicast")
 var externalChains = []*nft.Chain{
 	{Name: "external", Type: "filter", Hook: "prerouting", Priority: prioBrDstNAT + justAfter, Rules: []nft.Rule{
 		nft.R("from a container", nft.Is(nft.IIfName, externalPorts), nft.Goto("leaving")),
-		nft.R("internal switches", nft.Is(nft.IIfName, ports), nft.NotIn(silent, nft.IIfName), nft.Accept),
-		nft.R("disable_icc, internal switches: to the host only", nft.Is(nft.IIfName, ports), nft.NotIn(host, nft.IIfName, nft.EtherDAddr), unicast, nft.Drop),
+		nft.R("disable_icc, internal switches: to the host only", nft.Is(nft.IIfName, ports), nft.In(silent, nft.IIfName), nft.NotIn(host, nft.IIfName, nft.EtherDAddr), unicast, nft.Drop),
 		nft.R("internal switches", nft.Is(nft.IIfName, ports), nft.Accept),
 		nft.R("bridged", nft.In(inside4, nft.EtherDAddr, nft.IPDAddr), nft.MarkSet{Bit: bridged}, nft.Accept),
 		nft.R("bridged (6)", nft.In(inside6, nft.EtherDAddr, nft.IP6DAddr), nft.MarkSet{Bit: bridged}, nft.Accept),
