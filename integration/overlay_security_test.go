@@ -137,7 +137,7 @@ func TestOverlayKeys(t *testing.T) {
 		})
 	}
 	together(t, hosts...)
-	all := across(t, "back", 5001, hosts[:2]...)
+	all := across(t, hosts[:2]...)
 	pulse := hosts[0].pulse(all[0].name, hosts[1].spot(all[1].name), all[1].v4+":90")
 	for _, step := range [][]string{{"add", second}, {"use", second}, {"remove", first}} {
 		out, err := hosts[0].Dockway(append([]string{"key"}, step...)...)

@@ -143,14 +143,14 @@ func known(t *testing.T, network string, all ...member) {
 	}
 }
 
-// across makes an overlay network on each host, with a server that all know.
-func across(t *testing.T, network string, vsid int, hosts ...*host) []member {
+// across makes the overlay network back on each host, with a server that all know.
+func across(t *testing.T, hosts ...*host) []member {
 	t.Helper()
 	for _, h := range hosts {
-		h.overlay(network, vsid)
+		h.overlay("back", 5001)
 	}
-	all := members(t, network, hosts...)
-	known(t, network, all...)
+	all := members(t, "back", hosts...)
+	known(t, "back", all...)
 	return all
 }
 
@@ -361,7 +361,7 @@ func TestOverlayICC(t *testing.T) {
 // TestOverlaySurvives: nothing is lost while plugins are killed, upgraded, and told other settings.
 func TestOverlaySurvives(t *testing.T) {
 	_, hosts := onOverlay(t)
-	all := across(t, "back", 5001, hosts[:2]...)
+	all := across(t, hosts[:2]...)
 	pulse := hosts[0].pulse(all[0].name, hosts[1].spot(all[1].name), all[1].v4+":90")
 	hosts[0].killPlugin()
 	hosts[1].killPlugin()
@@ -393,7 +393,7 @@ func TestOverlaySurvives(t *testing.T) {
 // meanwhile. What changed on both sides is known to all after the cut has healed.
 func TestOverlayPartition(t *testing.T) {
 	u, hosts := onOverlay(t)
-	all := across(t, "back", 5001, hosts...)
+	all := across(t, hosts...)
 	pulse := hosts[0].pulse(all[0].name, hosts[1].spot(all[1].name), all[1].v4+":90")
 	steady := hosts[1].pulse(all[1].name, hosts[2].spot(all[2].name), all[2].v4+":91")
 	cut := lab.Span{From: time.Now()}
@@ -484,7 +484,7 @@ func TestOverlayOverIPv6(t *testing.T) {
 // when it is back, so are they.
 func TestOverlayHostDies(t *testing.T) {
 	_, hosts := onOverlay(t)
-	all := across(t, "back", 5001, hosts...)
+	all := across(t, hosts...)
 	last := hosts[2]
 	last.PowerOff()
 	for _, h := range hosts[:2] {
@@ -578,7 +578,7 @@ func (h *host) says(within time.Duration, has bool, words ...string) {
 // has another name all is as it was: it keeps its part of the subnet, and nothing of its former name stays.
 func TestOverlaySameName(t *testing.T) {
 	_, hosts := onOverlay(t)
-	all := across(t, "back", 5001, hosts...)
+	all := across(t, hosts...)
 	pulse := hosts[0].pulse(all[0].name, hosts[2].spot(all[2].name), all[2].v4+":90")
 	name, twin := "NODE_NAME="+hosts[2].Name, hosts[1].Name
 	hosts[2].setting([]string{"NODE_NAME=" + twin}, []string{name})
